@@ -1,0 +1,154 @@
+"""The command line: options in, one lazy call out. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from mcd_cli.errors import Interrupted, McdError
+
+app = typer.Typer(
+    name="mcd",
+    help="Distil one trained image classifier into a ladder of small students that help each other.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name or a .toml file.", show_default="named after the data set")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one recipe key; repeatable.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where a built-in data set's files lie.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A weights file, or an architecture to train first.")] = None,
+    teacher_arch: Annotated[str | None, typer.Option(help="Architecture of the teacher's file.", show_default="recognised")] = None,
+    teacher_norm: Annotated[str | None, typer.Option(help="auto, cifar10, cifar100, imagenet, half, none, or R,G,B/R,G,B.")] = None,
+    students: Annotated[str | None, typer.Option(help="a,b,… or name=arch,…")] = None,
+    method: Annotated[str | None, typer.Option(help="ce, kd, mc-distil or mc-distil-nops.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run's folder.", show_default="runs/DATASET-METHOD-N")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe, cost and estimate.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and the result.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train a ladder of students from one teacher.
+
+    Without options: the built-in digits, a teacher trained on the spot, method mc-distil.
+    """
+    from mcd_cli.commands.distill import Asked, run
+
+    overrides: dict[str, Any] = {
+        "data_root": data_root,
+        "image_size": image_size,
+        "method": method,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "precision": precision,
+        "teacher.norm": teacher_norm,
+        "checkpoint.every": checkpoint_every,
+    }
+    asked = Asked(
+        recipe=recipe,
+        settings=set_ or [],
+        dataset=dataset,
+        teacher=teacher,
+        teacher_arch=teacher_arch,
+        students=students,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        device=device,
+        threads=threads,
+        out=out,
+        resume=resume,
+        force=force,
+        skip_bad_images=skip_bad_images,
+        dry_run=dry_run,
+        json_output=json_output,
+        quiet=quiet,
+        debug=debug,
+    )
+    run(asked)
+
+
+@app.command()
+def profile(
+    archs: Annotated[list[str] | None, typer.Argument(metavar="ARCH…", help="Architectures; none: the paper's Table 3.")] = None,
+    input_shape: Annotated[str, typer.Option("--input", metavar="3xHxW", help="Input shape.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=1)] = 100,
+    run: Annotated[str | None, typer.Option(help="The students of a finished run.")] = None,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Layer by layer.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """MACs, parameters and bytes of architectures, or of a run's students."""
+    from mcd_cli.commands.profile import profile as show
+
+    show(archs or [], input_shape=input_shape, classes=classes, run=run, by_layer=by_layer, json_output=json_output)
+
+
+@app.command()
+def select(
+    run: Annotated[str | None, typer.Option(help="A finished run.", show_default="the newest under ./runs")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="For example 16M.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="For example 320K.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Bytes of the weights, for example 400KB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="For example 2ms.")] = None,
+    min_accuracy: Annotated[str | None, typer.Option(help="On V: 0.72 or 72%.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the name.")] = False,
+) -> None:
+    """The most accurate student that fits a budget: its name on stdout, the reasons on stderr."""
+    from mcd_cli.commands.select import select as choose
+
+    choose(
+        run,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_size=max_size,
+        max_latency=max_latency,
+        min_accuracy=min_accuracy,
+        json_output=json_output,
+        quiet=quiet,
+    )
+
+
+def main() -> None:
+    """Entry point: every known failure is one line on stderr and its exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except McdError as error:
+        fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted", Interrupted.exit_code)
+    except TyperException as error:
+        fail(error.format_message(), 2)
+    except BrokenPipeError:
+        # whoever read our output has left: nothing is wrong, and nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        fail(f"a fault of mcd ({type(error).__name__}: {' '.join(str(error).split())}); --debug shows where", 1)
+
+
+def fail(line: str, code: int) -> None:
+    print(f"mcd: {line}", file=sys.stderr)
+    sys.exit(code)

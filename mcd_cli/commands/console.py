@@ -1,0 +1,42 @@
+"""Where commands print: results to stdout, everything else to stderr; plain and untruncated when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPED_WIDTH = 10_000  # nothing is wrapped or cut where a program reads
+
+
+def results() -> Console:
+    return _console(stderr=False)
+
+
+def talk() -> Console:
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPED_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+
+
+def table(console: Console, *columns: str, title: str | None = None) -> Table:
+    """An empty table: the first column is a name, the others are numbers; plain where nobody looks."""
+    drawn = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, title_justify="left")
+    drawn.title = None if title is None else Text(title)
+    for i, column in enumerate(columns):
+        drawn.add_column(Text(column), justify="right" if i else "left", no_wrap=True)
+    return drawn
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of `--json`."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

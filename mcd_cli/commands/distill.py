@@ -1,0 +1,118 @@
+"""`mcd distill`: from what the user typed to a finished ladder."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcd_cli.errors import McdError, UserError
+from mcd_cli.recipe import Recipe, load_recipe, name_students, parse_setting
+from mcd_cli.run_folder import LOG, RunFolder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What stands on the command line."""
+
+    recipe: str | None = None
+    settings: list[str] = field(default_factory=list)
+    dataset: str | None = None
+    teacher: str | None = None
+    teacher_arch: str | None = None
+    students: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    threads: int | None = None
+    out: str | None = None
+    resume: str | None = None
+    force: bool = False
+    skip_bad_images: bool = False
+    dry_run: bool = False
+    json_output: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def run(asked: Asked) -> None:
+    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else."""
+    _check(asked)
+    if asked.resume is not None:
+        folder, recipe = RunFolder.open(asked.resume)
+        recipe = _with_checkpoint_interval(recipe, asked)
+    else:
+        recipe = resolve(asked)
+        folder = RunFolder.create(asked.out, recipe)  # the recipe stands before torch is imported
+    try:
+        _train(asked, recipe, folder)
+    except McdError as error:
+        if isinstance(error, UserError):
+            folder.discard()
+        raise
+    except Exception:
+        (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def resolve(asked: Asked) -> Recipe:
+    """Defaults < recipe < --set < flags."""
+    settings = dict(parse_setting(text) for text in asked.settings)
+    flags = dict(asked.overrides)
+    if asked.dataset is not None:
+        flags["dataset"] = asked.dataset
+    if asked.students is not None:
+        flags["students"] = name_students(asked.students.split(","))
+    if asked.teacher is not None:
+        is_file = Path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
+        is_file = is_file and not asked.teacher.startswith("torchvision:")
+        flags["teacher.file"] = asked.teacher if is_file else None
+        flags["teacher.arch"] = asked.teacher_arch if is_file else asked.teacher
+    elif asked.teacher_arch is not None:
+        flags["teacher.arch"] = asked.teacher_arch
+    dataset = flags.get("dataset", settings.get("dataset"))
+    return load_recipe(asked.recipe, settings | flags, dataset=dataset)
+
+
+def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
+    from mcd_cli.engine.run import Options, Run
+    from mcd_cli.ladder import load_ladder
+    from mcd_cli.report import View, draw_ladder, print_ladder
+
+    view = View(quiet=asked.quiet)
+    try:
+        if folder.is_finished:
+            ladder = load_ladder(folder.path)
+        else:
+            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images)
+            training = Run(recipe, folder, options, view)
+            if asked.resume is None:
+                training.estimate()
+            if asked.dry_run:
+                folder.discard()
+                return
+            ladder = training.train()
+            draw_ladder(ladder, folder.path)
+    finally:
+        view.close()
+    print_ladder(ladder, asked.json_output)
+    view.say(f"the ladder is in {folder.path}")
+
+
+def _check(asked: Asked) -> None:
+    if asked.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
+    if asked.resume is not None:
+        given = [asked.recipe, asked.dataset, asked.teacher, asked.teacher_arch, asked.students, asked.out]
+        changed = [key for key in asked.overrides if key != "checkpoint.every"]
+        if any(value is not None for value in given) or asked.settings or changed:
+            raise UserError(
+                "--resume goes on with the recipe in its folder; only --device, --threads and --checkpoint-every may change"
+            )
+
+
+def _with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
+    if "checkpoint.every" not in asked.overrides:
+        return recipe
+    section = recipe.checkpoint.model_copy(update={"every": asked.overrides["checkpoint.every"]})
+    return recipe.model_copy(update={"checkpoint": section})

@@ -1,0 +1,249 @@
+"""`mcd profile`: what architectures, or a run's students, cost; alone, Table 3 beside the paper's figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mcd_cli.commands.console import print_json, results, table, talk
+from mcd_cli.errors import UserError
+from mcd_cli.models import ARCHITECTURES, build
+from mcd_cli.quantities import show_count, show_size
+
+if TYPE_CHECKING:
+    from mcd_cli.cost import Cost
+
+Shape = tuple[int, int, int]
+
+LARGEST_SIDE = 2048  # pixels; the count runs one forward pass
+CONVENTION = "one multiply-add is one MAC, of one image; BatchNorm counts as params, not as MACs"
+
+# Table 3, as printed: (MACs, params) of each architecture on each data set.
+TABLE_3_SHAPES: dict[str, tuple[Shape, int]] = {
+    "CIFAR-100": ((3, 32, 32), 100),
+    "Tiny-ImageNet": ((3, 64, 64), 200),
+}
+TABLE_3 = {
+    "resnet10-xxs": (("2 M", "13 K"), ("8 M", "15 K")),
+    "resnet10-xs": (("3 M", "28 K"), ("12 M", "31 K")),
+    "resnet10-s": (("4 M", "84 K"), ("16 M", "90 K")),
+    "resnet10-m": (("16 M", "320 K"), ("64 M", "333 K")),
+    "resnet10-l": (("64 M", "1.25 M"), ("255 M", "1.28 M")),
+    "resnet10": (("253 M", "4.92 M"), ("1013 M", "5 M")),
+    "resnet18": (("555 M", "11.22 M"), ("2221 M", "11.27 M")),
+    "resnet34": (("1159 M", "21.32 M"), ("4637 M", "21.38 M")),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on one input, with the paper's (MACs, params) where Table 3 has them."""
+
+    name: str
+    arch: str
+    input_shape: Shape
+    num_classes: int
+    cost: Cost
+    paper: tuple[str, str] | None = None
+
+    @property
+    def agrees(self) -> tuple[bool, bool]:
+        """Whether the paper's MACs and params are ours, rounded or truncated."""
+        assert self.paper is not None
+        return agrees(self.cost.macs, self.paper[0]), agrees(self.cost.params, self.paper[1])
+
+
+def profile(
+    archs: Sequence[str] = (),
+    *,
+    input_shape: str | None = None,
+    classes: int | None = None,
+    run: str | Path | None = None,
+    by_layer: bool = False,
+    json_output: bool = False,
+) -> None:
+    """Print MACs, parameters and bytes of architectures (default input 3x32x32, 100 classes) or of a run.
+
+    Raises UserError for an unknown architecture, what is no shape, and options that contradict each other.
+    """
+    is_table_3 = not archs and run is None
+    if archs and run is not None:
+        raise UserError("name architectures or --run, not both")
+    if not archs and (input_shape is not None or classes is not None):
+        raise UserError("--input and --classes need architectures, for example: mcd profile resnet10-s")
+    if is_table_3 and by_layer:
+        raise UserError(
+            "--by-layer needs architectures or --run, for example: mcd profile resnet10-s --by-layer"
+        )
+    if is_table_3:
+        rows = _table_3_rows()
+    elif run is not None:
+        rows = _run_rows(run)
+    else:
+        rows = _arch_rows(archs, parse_shape(input_shape or "3x32x32"), 100 if classes is None else classes)
+    if json_output:
+        print_json({"rows": [_document(row, by_layer) for row in rows]})
+        return
+    console = results()
+    if is_table_3:
+        _print_table_3(console, rows)
+    elif by_layer:
+        for row in rows:
+            _print_layers(console, row)
+    else:
+        _print_rows(console, rows)
+    talk().print(CONVENTION)
+    for row in rows:
+        if row.cost.uncounted:
+            talk().print(
+                f"{row.name}: not counted, and perhaps multiply-adds: {', '.join(row.cost.uncounted)}"
+            )
+
+
+def parse_shape(text: str) -> Shape:
+    """`3x96x96` → (3, 96, 96): colour channels, height, width. Raises UserError."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text, re.ASCII)
+    if match is None:
+        raise UserError(
+            f"--input {text!r} is no image shape; write it like 3x96x96 (channels, height, width)"
+        )
+    channels, height, width = (int(side) for side in match.groups())
+    if channels != 3:
+        raise UserError(
+            f"--input {text}: the networks take 3 colour channels; write it like 3x{height}x{width}"
+        )
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise UserError(f"--input {text}: height and width must lie between 1 and {LARGEST_SIDE}")
+    return channels, height, width
+
+
+def agrees(value: int, printed: str) -> bool:
+    """Whether a printed figure ("4.92 M") is the value, rounded or truncated to as many digits."""
+    digits, unit = printed.split()
+    step = {"K": 10**3, "M": 10**6}[unit] // 10 ** len(digits.partition(".")[2])
+    return int(digits.replace(".", "")) in (value // step, (2 * value + step) // (2 * step))
+
+
+def _table_3_rows() -> list[Row]:
+    rows = []
+    for i, (shape, num_classes) in enumerate(TABLE_3_SHAPES.values()):
+        for arch, printed in TABLE_3.items():
+            cost = _cost(arch, shape, num_classes)
+            rows.append(Row(arch, arch, shape, num_classes, cost, printed[i]))
+    return rows
+
+
+def _arch_rows(archs: Sequence[str], shape: Shape, num_classes: int) -> list[Row]:
+    if not 0 < num_classes <= 10**6:
+        raise UserError(f"--classes {num_classes} must lie between 1 and 1000000")
+    for arch in archs:
+        ARCHITECTURES.check(arch)  # before torch is imported
+    return [Row(arch, arch, shape, num_classes, _cost(arch, shape, num_classes)) for arch in archs]
+
+
+def _run_rows(run: str | Path) -> list[Row]:
+    from mcd_cli.ladder import find_run, load_ladder
+
+    ladder = load_ladder(find_run(run))
+    shape, num_classes = ladder.dataset.input_shape, len(ladder.dataset.classes)
+    rows = []
+    for student in ladder.students:
+        cost = _cost(student.arch, shape, num_classes)
+        if (cost.macs, cost.params) != (student.macs, student.params):
+            talk().print(
+                f"{student.name}: the manifest says {student.macs:,} MACs and {student.params:,} params, but "
+                f"{student.arch} has {cost.macs:,} and {cost.params:,}; is the run of another mcd?"
+            )
+        rows.append(Row(student.name, student.arch, shape, num_classes, cost))
+    return rows
+
+
+def _cost(arch: str, shape: Shape, num_classes: int) -> Cost:
+    from mcd_cli import cost
+
+    network = build(arch, num_classes)
+    try:
+        return cost.profile(network, shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{arch} cannot take {_shown(shape)}; try another --input ({reason})") from None
+
+
+def _print_rows(console: Console, rows: Sequence[Row]) -> None:
+    """One table for one input."""
+    row = rows[0]
+    drawn = table(console, "network", "MACs", "params", "weights", title=_input(row))
+    for row in rows:
+        name = row.name if row.name == row.arch else f"{row.name} ({row.arch})"
+        mark = " + uncounted" if row.cost.uncounted else ""
+        drawn.add_row(
+            name, show_count(row.cost.macs) + mark, f"{row.cost.params:,}", show_size(row.cost.bytes)
+        )
+    console.print(drawn)
+
+
+def _print_layers(console: Console, row: Row) -> None:
+    drawn = table(console, "layer", "MACs", "share", "params", title=f"{row.name}: {_input(row)}")
+    for layer in row.cost.by_layer:
+        share = f"{100 * layer.macs / max(row.cost.macs, 1):.1f} %"
+        drawn.add_row(layer.name or "(itself)", f"{layer.macs:,}", share, f"{layer.params:,}")
+    drawn.add_row("total", f"{row.cost.macs:,}", "100.0 %", f"{row.cost.params:,}")
+    console.print(drawn)
+
+
+def _print_table_3(console: Console, rows: Sequence[Row]) -> None:
+    names = {shape: name for name, (shape, _) in TABLE_3_SHAPES.items()}
+    odd = []
+    for shape, grouped in groupby(rows, key=lambda row: row.input_shape):
+        group = list(grouped)
+        title = f"Table 3, {names[shape]} ({_input(group[0])})"
+        drawn = table(console, "architecture", "MACs", "paper", "params", "paper", title=title)
+        for row in group:
+            assert row.paper is not None
+            ours = (f"{row.cost.macs / 1e6:.2f} M", f"{row.cost.params:,}")
+            paper = [p + (" *", "  ")[agreed] for p, agreed in zip(row.paper, row.agrees, strict=True)]
+            odd += [
+                f"{row.arch} on {names[shape]}, {value} against {printed}"
+                for value, printed, agreed in zip(ours, row.paper, row.agrees, strict=True)
+                if not agreed
+            ]
+            drawn.add_row(row.arch, ours[0], paper[0], ours[1], paper[1])
+        console.print(drawn)
+        console.print()
+    console.print("The paper truncates some figures and rounds others (16.63 M is its 16 M, 2.86 M its 3 M).")
+    console.print(f"* neither truncated nor rounded do they agree: {'; '.join(odd)}.")
+
+
+def _document(row: Row, by_layer: bool) -> dict[str, Any]:
+    """Numbers unscaled: multiply-adds of one image, parameters, bytes."""
+    document: dict[str, Any] = {
+        "name": row.name,
+        "arch": row.arch,
+        "input_shape": list(row.input_shape),
+        "num_classes": row.num_classes,
+        "macs": row.cost.macs,
+        "params": row.cost.params,
+        "bytes": row.cost.bytes,
+        "uncounted": list(row.cost.uncounted),
+    }
+    if row.paper is not None:
+        macs, params = row.paper
+        document["paper"] = {"macs": macs, "params": params}
+        document["agrees"] = dict(zip(("macs", "params"), row.agrees, strict=True))
+    if by_layer:
+        document["by_layer"] = [asdict(layer) for layer in row.cost.by_layer]
+    return document
+
+
+def _input(row: Row) -> str:
+    return f"{_shown(row.input_shape)}, {row.num_classes} classes"
+
+
+def _shown(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,85 @@
+"""Data sets by name. This table is torch-free; `load_dataset` imports the one reader it needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mcd_cli.errors import UserError, unknown
+from mcd_cli.registry import Table
+
+if TYPE_CHECKING:
+    from mcd_cli.data.dataset import Dataset
+
+DATASETS = Table(
+    "data set",
+    {
+        "digits": "mcd_cli.data.digits:read",
+        "cifar10": "mcd_cli.data.cifar:read_cifar10",
+        "cifar100": "mcd_cli.data.cifar:read_cifar100",
+        "tinyimagenet": "mcd_cli.data.tiny_imagenet:read",
+    },
+)
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def find_folder(name: str, data_root: str | None = None) -> Path | None:
+    """None for a built-in name, else the folder that the name stands for (looked for in data_root first).
+
+    A built-in name wins; `./cifar100` forces the folder. Raises UserError when it is neither.
+    """
+    if name in DATASETS:
+        return None
+    path = Path(name).expanduser()
+    places = [path] if data_root is None else [Path(data_root).expanduser() / path, path]
+    for place in places:
+        if name and place.is_dir():
+            return place
+        if name and place.exists():
+            raise UserError(f"data set {name!r} is a file; unpack it and name the folder")
+    if "/" in name:
+        raise UserError(f"data set folder {name!r} does not exist")
+    raise UserError(f"{unknown('data set', name, DATASETS)} (no folder has that name either)")
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_root: str | None = None,
+    image_size: int | None = None,
+    split_seed: int = 0,
+    label_noise: float = 0.0,
+    skip_bad_images: bool = False,
+    report: Callable[[str], None] = to_stderr,
+) -> Dataset:
+    """A built-in data set or a folder of images, decoded, split and ready to index.
+
+    data_root: where a built-in data set's files lie (default: the downloads in the cache folder).
+    image_size: side in pixels of the square images; None keeps the data set's own.
+    label_noise: fraction in [0, 1) of the training labels replaced by another class; V and test stay clean.
+    report: takes progress and explanations, one line each.
+
+    Raises UserError for a wrong name, option or file, RunFailed when a download or the cache fails.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size {image_size} is not a number of pixels above 0")
+    if not 0 <= label_noise < 1:
+        raise UserError(f"label noise {label_noise} is outside [0, 1)")
+    folder = find_folder(name, data_root)
+
+    from mcd_cli.data.dataset import Request, assemble
+
+    if folder is None:
+        root = None if data_root is None else Path(data_root).expanduser()
+        decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report))
+    else:
+        from mcd_cli.data.folder import read
+
+        name = folder.resolve().name or "folder"
+        decoded = read(Request(folder, image_size, skip_bad_images, report))
+    return assemble(name, decoded, split_seed=split_seed, label_noise=label_noise)

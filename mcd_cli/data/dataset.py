@@ -1,0 +1,138 @@
+"""A data set as the engine sees it, and as the readers hand it over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mcd_cli.data import splits
+
+if TYPE_CHECKING:
+    import torch
+
+RGB = tuple[float, float, float]
+BLOCK = 512  # images measured at a time
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for: `root` is the data root of a built-in data set, or the image folder."""
+
+    root: Path | None
+    image_size: int | None
+    skip_bad_images: bool
+    report: Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a reader hands over: everything that no seed decides."""
+
+    classes: tuple[str, ...]
+    images: npt.NDArray[np.uint8]  # [N, 3, H, W], RGB
+    labels: npt.NDArray[np.int64]  # [N]
+    parts: npt.NDArray[np.uint8]  # [N], the official split, of splits.Part
+    moments: npt.NDArray[np.int64]  # [N, 2, 3]: sum and sum of squares of each image's channels
+    fingerprint: str
+    norm: tuple[RGB, RGB] | None = None  # published mean and std; None: measured on train and V
+    held_out: tuple[float, float] = splits.HELD_OUT
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images in memory-mapped uint8 with their splits; V is `val`. A sample id is a position in `images`."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: torch.Tensor  # uint8 [N, 3, H, W], RGB
+    labels: torch.Tensor  # int64 [N]; label noise, if any, is already in
+    train: torch.Tensor  # int64 sample ids, sorted; train, val and test are disjoint and cover all
+    val: torch.Tensor
+    test: torch.Tensor
+    mean: RGB  # of RGB in [0, 1]
+    std: RGB
+    split_seed: int
+    label_noise: float
+    fingerprint: str  # sha256 of pixels, clean labels, class names and official split
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of one image."""
+        _, _, height, width = self.images.shape
+        return (3, height, width)
+
+
+def measured(
+    classes: tuple[str, ...],
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    parts: npt.NDArray[np.uint8],
+) -> Decoded:
+    """Arrays with their moments and fingerprint; integer sums, so the same on any machine."""
+    digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    digest.update(parts.tobytes())
+    moments = np.empty((len(images), 2, 3), dtype=np.int64)
+    for start in range(0, len(images), BLOCK):
+        block = np.ascontiguousarray(images[start : start + BLOCK])
+        digest.update(block.data)
+        values = block.reshape(len(block), 3, -1).astype(np.uint32)  # 255^2 fits
+        moments[start : start + BLOCK, 0] = values.sum(axis=-1, dtype=np.int64)
+        moments[start : start + BLOCK, 1] = (values * values).sum(axis=-1, dtype=np.int64)
+    return Decoded(classes, images, labels, parts, moments, digest.hexdigest())
+
+
+def mean_std(moments: npt.NDArray[np.int64], num_pixels: int) -> tuple[RGB, RGB]:
+    """Mean and std per channel, in [0, 1], of images with `num_pixels` pixels each, to six digits."""
+    count = len(moments) * num_pixels
+    means, stds = [], []
+    for total, squares in moments.sum(axis=0).T.tolist():
+        mean = total / count
+        variance = (squares * count - total * total) / count**2
+        means.append(round(mean / 255, 6))
+        # A constant channel (say, no blue at all) carries nothing; 1 keeps its normalised value finite.
+        stds.append(round(variance**0.5 / 255, 6) or 1.0)
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+
+
+def assemble(name: str, decoded: Decoded, *, split_seed: int, label_noise: float) -> Dataset:
+    """The data set with its splits drawn by split_seed; raises UserError where no split is possible."""
+    import torch
+
+    split = splits.split(decoded.labels, decoded.parts, decoded.classes, split_seed, decoded.held_out)
+    labels = splits.with_noise(decoded.labels, split.train, len(decoded.classes), label_noise, split_seed)
+    if decoded.norm is None:
+        seen = np.concatenate([split.train, split.val])
+        mean, std = mean_std(decoded.moments[seen], decoded.images.shape[2] * decoded.images.shape[3])
+    else:
+        mean, std = decoded.norm
+    with warnings.catch_warnings():
+        # Only where the images are larger than memory and so mapped read-only; nobody writes to them.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        images = torch.from_numpy(decoded.images)
+    return Dataset(
+        name=name,
+        classes=decoded.classes,
+        images=images,
+        labels=torch.from_numpy(labels),
+        train=torch.from_numpy(split.train),
+        val=torch.from_numpy(split.val),
+        test=torch.from_numpy(split.test),
+        mean=mean,
+        std=std,
+        split_seed=split_seed,
+        label_noise=label_noise,
+        fingerprint=decoded.fingerprint,
+    )

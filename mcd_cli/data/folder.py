@@ -1,0 +1,107 @@
+"""A folder of images: one subfolder per class, with or without train, val and test above them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mcd_cli.data import splits
+from mcd_cli.data.dataset import Decoded, Request
+from mcd_cli.data.images import decode
+from mcd_cli.data.listing import File, Listing, Walk
+from mcd_cli.data.splits import Part
+from mcd_cli.errors import UserError
+
+# Upper and lower case are alike.
+PART_NAMES = {
+    "train": Part.TRAIN, "training": Part.TRAIN,
+    "val": Part.VAL, "valid": Part.VAL, "validation": Part.VAL,
+    "test": Part.TEST, "testing": Part.TEST,
+}  # fmt: skip
+
+
+def read(request: Request) -> Decoded:
+    """Classes are the subfolders, sorted by name; folders within a class folder belong to that class.
+
+    train, val and test as named; where only one of val and test stands beside train, it is the test set
+    and V is cut from train; class folders alone (also below a lone train) are cut 80/10/10.
+    """
+    return decode(listing(request), request)
+
+
+def listing(request: Request) -> Listing:
+    """The folder's image files with their classes and parts; raises UserError for any other layout."""
+    assert request.root is not None
+    walk = Walk(request.root)
+    folders = part_folders(walk, request)
+    where = str(request.root)
+    found: list[tuple[Part, str, File]] = []
+    for part, folder in sorted(folders.items()):
+        names = walk.subfolders(folder)
+        loose = walk.images(folder, deep=False)
+        if loose:
+            raise UserError(f"image {loose[0].path!r} in {where!r} lies in no class folder; move it into one")
+        for name in names:
+            _check_text(name, where)
+            files = walk.images(f"{folder}/{name}" if folder else name)
+            if not files:
+                raise UserError(f"class folder {name!r} in {where + '/' + folder!r} holds no images")
+            found += [(part, name, file) for file in files]
+    train_parts = (Part.TRAIN, Part.ANY)
+    classes = tuple(sorted({name for part, name, _ in found if part in train_parts}))
+    for part, name, _ in found:
+        if part not in train_parts and name not in classes:
+            raise UserError(f"class {name!r} of {folders[part]}/ in {where!r} is not in train/")
+    if walk.ignored:
+        first = ", ".join(repr(path) for path in walk.ignored[:3])
+        request.report(f"passed over {len(walk.ignored)} files that are no images by their suffix: {first}")
+    index = {name: label for label, name in enumerate(classes)}
+    labels = np.array([index[name] for _, name, _ in found], dtype=np.int64)
+    parts = np.array([part for part, _, _ in found], dtype=np.uint8)
+    if len(classes) == 1:
+        below = request.root / (folders.get(Part.TRAIN) or folders.get(Part.ANY) or "") / classes[0]
+        if Walk(below).subfolders():
+            raise UserError(f"{where!r} holds one folder, so one class; did you mean {str(below)!r}?")
+    splits.check(labels, parts, classes)
+    return Listing(request.root, classes, [file for _, _, file in found], labels, parts)
+
+
+def part_folders(walk: Walk, request: Request) -> dict[Part, str]:
+    """Which folder holds which part; {ANY: ""} where class folders stand alone.
+
+    A class may be called "train": it is one where other folders stand beside it, unless it holds folders
+    only and val or test stands there too.
+    """
+    where = str(walk.root)
+    names = walk.subfolders()
+    named: dict[Part, str] = {}
+    for name in names:
+        part = PART_NAMES.get(name.lower())
+        if part is not None and named.setdefault(part, name) != name:
+            raise UserError(f"{where!r} has both {named[part]}/ and {name}/; keep one")
+    others = [name for name in names if name not in named.values()]
+    if Part.TRAIN not in named:
+        if named and not others:
+            raise UserError(f"{where!r} has {' and '.join(sorted(named.values()))} but no train folder")
+        return {Part.ANY: ""}
+    train = named[Part.TRAIN]
+    if others:
+        if len(named) == 1 or walk.images(train, deep=False):
+            return {Part.ANY: ""}
+        request.report(
+            f"taking {', '.join(sorted(named.values()))}; ignoring the other folders: {', '.join(others)}"
+        )
+    if len(named) == 1:
+        return {Part.ANY: train}
+    if len(named) == 2:
+        held_out = named.get(Part.TEST) or named[Part.VAL]
+        return {Part.TRAIN: train, Part.TEST: held_out}
+    return named
+
+
+def _check_text(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"class folder {name!r} in {where!r} has a name that is no UTF-8; rename it"
+        ) from None

@@ -1,0 +1,214 @@
+"""From image files to uint8 RGB squares. Decoding follows torchvision's: PIL, alpha dropped, EXIF ignored."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from mcd_cli.data.cache import Chunk, cached
+from mcd_cli.data.dataset import Decoded, Request
+from mcd_cli.data.listing import Listing, picture_formats
+from mcd_cli.errors import UserError
+
+MIXED_SIDE = 64  # pixels; where the images have no common square size and none is asked for
+MAX_PIXELS = 89_478_485  # PIL's own limit, a quarter of a GiB of RGB
+CHUNK_BYTES = 64 * 2**20
+REPORT_EVERY = 5.0  # seconds
+SMALL_BYTES = 2**15  # a file; decoding smaller ones is mostly Python, which threads only slow down
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class BadImage(Exception):
+    """An image file that cannot be decoded, and why."""
+
+
+class MixedSizes(Exception):
+    """The images do not share one square size."""
+
+
+def decode(listing: Listing, request: Request) -> Decoded:
+    """The listed images decoded, from the cache if they are there.
+
+    Raises UserError naming the first file that is no readable image, unless bad images are skipped.
+    """
+    key = ("images", listing.digest(), str(request.image_size), str(request.skip_bad_images))
+
+    def build(side: int | None, notes: list[str]) -> Decoded:
+        return cached(
+            key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report
+        )
+
+    try:
+        return build(request.image_size, [])
+    except MixedSizes:
+        side = MIXED_SIDE
+        note = f"the images have no common square size: resized and cropped to {side}x{side} (--image-size)"
+        return build(side, [note])
+
+
+def _chunks(listing: Listing, side: int | None, request: Request, notes: list[str]) -> Iterator[Chunk]:
+    paths = [os.path.join(listing.root, file.path) if file.size >= 0 else None for file in listing.files]
+    bad: list[str] = []
+    with _without_warnings(), ThreadPoolExecutor(_num_threads()) as pool:
+        run = pool.map if sum(file.size for file in listing.files) > SMALL_BYTES * len(paths) else map
+        attempt = partial(_attempt, side=side or _first_side(paths), exact=side is None)
+        request.report(f"decoding {len(paths)} images; done once, then cached")
+        said = time.monotonic()
+        length = max(16, min(1024, CHUNK_BYTES // (3 * attempt.keywords["side"] ** 2)))
+        for start in range(0, len(paths), length):
+            window = range(start, min(start + length, len(paths)))
+            good, pixels = [], []
+            for index, result in zip(window, run(attempt, paths[start : window.stop]), strict=True):
+                if not isinstance(result, BadImage):
+                    good.append(index)
+                    pixels.append(result)
+                elif request.skip_bad_images:
+                    bad.append(listing.files[index].path)
+                else:
+                    name = listing.files[index].path
+                    raise UserError(
+                        f"cannot read image {name!r} in {str(listing.root)!r}: {result}; "
+                        "repair or remove it, or pass --skip-bad-images"
+                    )
+            if good:
+                yield Chunk(np.stack(pixels), listing.labels[good], listing.parts[good])
+            if time.monotonic() - said > REPORT_EVERY:
+                said = time.monotonic()
+                request.report(f"  {window.stop} of {len(paths)} decoded")
+    if bad:
+        first = ", ".join(repr(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        notes.append(f"skipped {len(bad)} unreadable of {len(paths)} images: {first}")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PIL's warnings are of metadata (odd EXIF and the like), which is not read here.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open refuses those itself
+        yield
+
+
+def _num_threads() -> int:
+    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _first_side(paths: list[str | None]) -> int:
+    for path in paths:
+        try:
+            if path is not None:
+                with _open(path) as image:
+                    if image.width != image.height:
+                        raise MixedSizes
+                    return image.width
+        except BadImage:
+            continue
+    return 1  # every image is bad, which is told when they are decoded
+
+
+def _attempt(path: str | None, side: int, exact: bool) -> Pixels | BadImage:
+    try:
+        if path is None:
+            raise BadImage("broken link or no regular file")
+        with _open(path) as image:
+            if exact and image.size != (side, side):
+                raise MixedSizes
+            return read(image, side)
+    except BadImage as error:
+        return error
+
+
+def _open(path: str | Path) -> Image.Image:
+    """The image with its header read; raises BadImage."""
+    try:
+        image = Image.open(path, formats=picture_formats())
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("no image format that PIL knows") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # decoders raise whatever a broken file makes of them
+        raise BadImage(_line(error)) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise BadImage(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+    return image
+
+
+def read(image: Image.Image, side: int) -> Pixels:
+    """uint8 [3, side, side]; raises BadImage."""
+    try:
+        return np.asarray(square(to_rgb(image), side)).transpose(2, 0, 1)
+    except (MemoryError, BadImage):
+        raise
+    except Exception as error:  # as above
+        raise BadImage(_line(error)) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as RGB. Alpha is dropped, as torchvision's loader does, not composited; 16 bits
+    are scaled.
+
+    Raises BadImage for pixels whose range nobody knows.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImage("integer pixels outside 0..65535 have no known range")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no known range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # what PIL asks for; the colours are the palette's either way
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Shorter side to `side` (bilinear, antialiased) and the centre crop, as torchvision's transforms do it.
+
+    The references resize to 256/224 of the crop for evaluation; the cached copy also feeds training, whose
+    augmentation crops again, so it keeps all of the shorter side.
+    """
+    width, height = image.size
+    if (width, height) == (side, side):
+        return image
+    short = min(width, height)
+    # Cropping while resizing gives the same pixels and never holds the long side enlarged.
+    new_width, new_height = int(side * width / short), int(side * height / short)
+    left, top = round((new_width - side) / 2), round((new_height - side) / 2)
+    box = (
+        left * width / new_width,
+        top * height / new_height,
+        (left + side) * width / new_width,
+        (top + side) * height / new_height,
+    )
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def resized(images: Pixels, side: int) -> Pixels:
+    """uint8 [n, 3, H, W] as [n, 3, side, side], as `square` does."""
+    if images.shape[2:] == (side, side):
+        return images
+    rows = [
+        np.asarray(square(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0))), side)) for i in images
+    ]
+    return np.ascontiguousarray(np.stack(rows).transpose(0, 3, 1, 2))
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

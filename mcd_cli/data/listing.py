@@ -1,0 +1,156 @@
+"""Which image files a folder holds, without opening one: one scandir per folder, one stat per file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mcd_cli.errors import UserError
+
+# Formats that PIL opens but that are no pictures or are drawn by another program (EPS: Ghostscript).
+NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Files that stand beside images and mean nothing here.
+COMPANIONS = {
+    ".bin", ".cfg", ".csv", ".db", ".gz", ".htm", ".html", ".ini", ".json", ".jsonl", ".lock", ".log",
+    ".mat", ".md", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".py", ".rst", ".tar", ".toml",
+    ".tsv", ".txt", ".url", ".xml", ".yaml", ".yml", ".zip",
+}  # fmt: skip
+
+
+class File(NamedTuple):
+    """An image file: path relative to the listing's root; size -1 where it cannot be read as a file."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a data set in their final order, with what is known of them before decoding."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: list[File]
+    labels: npt.NDArray[np.int64]  # [N]
+    parts: npt.NDArray[np.uint8]  # [N], of splits.Part
+
+    def digest(self) -> str:
+        """sha256 of where the files are, their sizes and times, their labels and parts."""
+        digest = hashlib.sha256(os.fsencode(self.root.resolve()))
+        digest.update("\0".join(("", *self.classes, "")).encode())
+        for path, size, mtime_ns in self.files:
+            digest.update(b"%b\0%d %d\0" % (os.fsencode(path), size, mtime_ns))
+        digest.update(self.labels.tobytes())
+        digest.update(self.parts.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Walk:
+    """Walks folders and remembers what it passed over, to tell it in one line."""
+
+    root: Path
+    ignored: list[str] = field(default_factory=list)
+
+    def subfolders(self, folder: str = "") -> list[str]:
+        """Names of the visible folders right below, sorted."""
+        return sorted(e.name for e in self._scan(folder) if not _hidden(e.name) and _is_folder(e))
+
+    def images(self, folder: str, deep: bool = True) -> list[File]:
+        """The image files of a folder (and, if deep, of the folders below it), sorted by path.
+
+        Links are followed; a link back to a folder above itself raises UserError.
+        """
+        found: list[File] = []
+        pending = [(folder, frozenset([self._identity(folder)]))]
+        while pending:
+            at, above = pending.pop()
+            for entry in self._scan(at):
+                path = os.path.join(at, entry.name)
+                if _hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    identity = self._identity(path)
+                    if identity in above:
+                        raise UserError(
+                            f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it"
+                        )
+                    if deep:
+                        pending.append((path, above | {identity}))
+                    continue
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if suffix in image_suffixes():
+                    found.append(_file(path, entry))
+                elif suffix not in COMPANIONS:
+                    self.ignored.append(path)
+        return sorted(found)
+
+    def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                yield from entries
+        except OSError as error:
+            place = os.path.join(self.root, folder)
+            raise UserError(f"cannot read folder {place!r}: {error.strerror}") from error
+
+    def _identity(self, folder: str) -> tuple[int, int]:
+        place = os.path.join(self.root, folder)
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            raise UserError(f"cannot read folder {place!r}: {error.strerror}") from error
+        return status.st_dev, status.st_ino
+
+
+def stamp(path: Path) -> str:
+    """Where a file is, its size and time: what tells whether it is still the same."""
+    status = path.stat()
+    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes, with the dot, of the pictures PIL can open."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(s for s, format in known.items() if format in picture_formats()) - COMPANIONS
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """PIL's names of the picture formats it can open, the common ones first: they are tried in this order."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - NOT_PICTURES, key=lambda name: (name not in ("JPEG", "PNG"), name)))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("Thumbs.db", "__MACOSX", "desktop.ini")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which is then told as an unreadable file
+        return False
+
+
+def _file(path: str, entry: os.DirEntry[str]) -> File:
+    try:
+        if entry.is_file():  # not a pipe or a device, whose opening could hang
+            status = entry.stat()
+            return File(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        pass  # a broken link: told as an unreadable image, so --skip-bad-images covers it
+    return File(path, -1, 0)

@@ -1,0 +1,84 @@
+"""Batches: which images, in which order, augmented how, all functions of seeds and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcd_cli.data.augment import Augmentation, draws_of_epoch
+from mcd_cli.data.dataset import Dataset
+from mcd_cli.errors import UserError
+from mcd_cli.seeds import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n]."""
+
+    ids: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+def plain(images: Tensor) -> Tensor:
+    """The test transform: uint8 → float32 in [0, 1], channels-last, nothing random."""
+    return images.to(torch.float32, memory_format=torch.channels_last) / 255
+
+
+class Loader:
+    """The images of one data set on the training device, as batches of train, of V, or of any split."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        augment_seed: int,
+        device: torch.device,
+    ) -> None:
+        if batch_size > len(dataset.train):
+            raise UserError(
+                f"a batch of {batch_size} is larger than the training split ({len(dataset.train)} images); "
+                f"use --batch-size {max(2, len(dataset.train) // 4)} or smaller"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = augmentation
+        self.augment_seed = augment_seed
+        self.device = device
+        self.images = dataset.images.to(device)
+        self.labels = dataset.labels.to(device)
+        self.num_steps = len(dataset.train) // batch_size  # the last short batch is dropped
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch from position `start` on."""
+        train = self.dataset.train
+        order = train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))]
+        draws = draws_of_epoch(len(self.dataset.images), self.augment_seed, epoch)
+        for step in range(start, self.num_steps):
+            ids = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self._batch(ids, self.augmentation(self.images[ids], draws[ids]))
+
+    def validation_batch(self, update: int) -> Batch:
+        """The mini-batch of V for the update of that number: min(batch, |V|) images without replacement."""
+        val = self.dataset.val
+        size = min(self.batch_size, len(val))
+        lap, position = divmod(update, len(val) // size)
+        order = val[torch.randperm(len(val), generator=generator("validation", self.seed, lap))]
+        ids = order[position * size : (position + 1) * size]
+        return self._batch(ids, plain(self.images[ids]))
+
+    def in_order(self, split: Tensor) -> Iterator[Batch]:
+        """Every image of the split once, un-augmented, in the split's order; the last batch may be short."""
+        for ids in split.split(max(self.batch_size, 256)):
+            yield self._batch(ids, plain(self.images[ids]))
+
+    def _batch(self, ids: Tensor, images: Tensor) -> Batch:
+        ids = ids.to(self.device)
+        return Batch(ids, images, self.labels[ids])

@@ -1,0 +1,114 @@
+"""Tiny-ImageNet in its original layout: 200 classes of ImageNet at 64x64 pixels.
+
+Training images in train/<wnid>/images/, the official labelled val/ as the test set, V cut from train; the
+official test/ has no labels and is not read.
+Y. Le, X. Yang: Tiny ImageNet Visual Recognition Challenge, 2015.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mcd_cli.data import images, splits
+from mcd_cli.data.archive import unpacked
+from mcd_cli.data.dataset import Decoded, Request
+from mcd_cli.data.download import Download, downloads, fetch
+from mcd_cli.data.listing import File, Listing, Walk
+from mcd_cli.data.splits import Part
+from mcd_cli.errors import UserError
+
+DOWNLOAD = Download(
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+)
+FOLDER = "tiny-imagenet-200"
+SIDE = 64
+NORM = ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
+
+
+def read(request: Request) -> Decoded:
+    """The data set, or any part of it in the same layout; classes in the order of their wnids.
+
+    The data root may be the folder itself, the one above it, or the zip. Raises UserError where it is none.
+    """
+    side = request.image_size or SIDE
+    decoded = images.decode(listing(find(request)), replace(request, image_size=side))
+    return replace(decoded, norm=NORM)
+
+
+def find(request: Request) -> Path:
+    """The folder with train/ and val/; without a data root, downloaded if need be."""
+    root = downloads() if request.root is None else request.root
+    archive = root if root.is_file() else root / DOWNLOAD.name
+    for place in (root, root / FOLDER):
+        if (place / "train").is_dir():
+            return place
+    if not archive.is_file():
+        if request.root is not None:
+            raise UserError(
+                f"no Tiny-ImageNet in {str(root)!r}: put {DOWNLOAD.name} there, or leave the data root out "
+                "and it is downloaded"
+            )
+        archive = fetch(DOWNLOAD, request.report)
+    place = unpacked(archive, request.report) / FOLDER
+    if not (place / "train").is_dir():
+        raise UserError(f"archive {str(archive)!r} does not hold {FOLDER}/train")
+    return place
+
+
+def listing(root: Path) -> Listing:
+    """Its image files; raises UserError for a validation image without a label or of an unknown class."""
+    walk = Walk(root)
+    wnids = walk.subfolders("train")
+    found: list[tuple[Part, str, File]] = []
+    for wnid in wnids:
+        found += [(Part.TRAIN, wnid, file) for file in walk.images(f"train/{wnid}")]
+    labelled = _annotations(root)
+    for file in walk.images("val"):
+        name = Path(file.path).name
+        wnid = labelled.get(name, "")
+        if wnid not in wnids:
+            why = (
+                f"is of class {wnid!r}, which has no folder in train/"
+                if wnid
+                else "has no line in val_annotations.txt"
+            )
+            raise UserError(f"validation image {name!r} in {str(root)!r} {why}")
+        found.append((Part.TEST, wnid, file))
+    labels = np.array([wnids.index(wnid) for _, wnid, _ in found], dtype=np.int64)
+    parts = np.array([part for part, _, _ in found], dtype=np.uint8)
+    if not (parts == Part.TEST).any():
+        raise UserError(f"no images in {str(root / 'val')!r}, which is the test set")
+    classes = _names(root, wnids)
+    splits.check(labels, parts, classes)
+    return Listing(root, classes, [file for _, _, file in found], labels, parts)
+
+
+def _annotations(root: Path) -> dict[str, str]:
+    """File name -> wnid, of val_annotations.txt: name, wnid and a box, parted by tabs."""
+    path = root / "val" / "val_annotations.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines if line.strip())}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the labels of the test set, {str(path)!r}: {error}") from error
+
+
+def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
+    """Each wnid's first synonym, with the wnid where two share it; the wnids where there is no words.txt."""
+    path = root / "words.txt"
+    if not path.is_file():
+        return tuple(wnids)
+    words = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        wnid, _, synonyms = line.partition("\t")
+        words[wnid] = synonyms.split(",")[0].strip()
+    names = [words.get(wnid) or wnid for wnid in wnids]
+    shared = Counter(names)
+    return tuple(
+        name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
+    )

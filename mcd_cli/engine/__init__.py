@@ -1,0 +1,1 @@
+"""The engine: one loop (Algorithm 1) for every method; it emits events and draws nothing."""

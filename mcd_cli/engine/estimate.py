@@ -1,0 +1,36 @@
+"""How long a stage will take, from a few of its own steps on throwaway networks."""
+
+from __future__ import annotations
+
+import time
+
+from mcd_cli.data.loader import Batch
+from mcd_cli.engine.evaluation import predictions
+from mcd_cli.engine.trainer import Trainer
+
+
+def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
+    """Seconds: ordinary steps, meta steps at their rate, and an evaluation of V per epoch.
+
+    The trainer is spent: its students have moved.
+    """
+    batch = next(iter(trainer.loader.epoch(0)))
+    _timed_step(trainer, batch, number=0)  # the first step pays for compilation and memory
+    ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
+    section = trainer.plan.coordinator
+    meta = _timed_step(trainer, batch, number=0) if trainer.coordinator is not None else ordinary
+    per_step = ordinary + max(0.0, meta - ordinary) / section.every
+    few = trainer.loader.dataset.val[: trainer.loader.batch_size]
+    start = time.perf_counter()
+    predictions(trainer.students, trainer.loader, few)
+    evaluation = (time.perf_counter() - start) * len(trainer.loader.dataset.val) / len(few)
+    return epochs * (per_step * trainer.loader.num_steps + evaluation)
+
+
+def _timed_step(trainer: Trainer, batch: Batch, number: int) -> float:
+    trainer.number = number
+    start = time.perf_counter()
+    trainer.step(batch)
+    if batch.images.device.type == "cuda":
+        batch.images.sum().item()  # wait for the device
+    return time.perf_counter() - start

@@ -1,0 +1,31 @@
+"""Evaluation: eval mode, float32, un-augmented images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mcd_cli.data.loader import Loader
+
+
+def each_logits(model: nn.Module, loader: Loader, split: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
+    """keep(logits) of every image of the split, in its order; the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        kept = [keep(model(batch.images)).cpu() for batch in loader.in_order(split)]
+    model.train(was_training)
+    return torch.cat(kept)
+
+
+def predictions(model: nn.Module, loader: Loader, split: Tensor) -> Tensor:
+    """The predicted class of every image of the split: [N] of a single network, [N, k] of Students."""
+    return each_logits(model, loader, split, lambda z: z.argmax(dim=-1))
+
+
+def num_correct(predicted: Tensor, loader: Loader, split: Tensor) -> Tensor:
+    """How many predictions are right: a scalar, or one number per student [k]."""
+    labels = loader.dataset.labels[split]
+    return (predicted == labels.view(-1, *[1] * (predicted.ndim - 1))).sum(dim=0)

@@ -1,0 +1,108 @@
+"""The end of a run: the test set is read, the students are written, the manifest last."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+import mcd_cli
+from mcd_cli.cost import profile
+from mcd_cli.data.dataset import Dataset
+from mcd_cli.engine.checkpoint import serialise
+from mcd_cli.engine.evaluation import predictions
+from mcd_cli.engine.teacher import about
+from mcd_cli.files import sha256_of, write_whole
+from mcd_cli.ladder import Accuracy, DatasetEntry, Ladder, StudentEntry, TeacherAccuracy, TeacherEntry
+from mcd_cli.methods.base import TEACHER
+from mcd_cli.models import build
+from mcd_cli.models.students import freeze
+from mcd_cli.models.teacher_file import save_model
+from mcd_cli.run_folder import PREDICTIONS, STUDENTS
+
+if TYPE_CHECKING:
+    from mcd_cli.engine.run import Run
+    from mcd_cli.engine.trainer import Weights
+
+
+def splits(dataset: Dataset) -> dict[str, Tensor]:
+    return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+
+
+def write_ladder(run: Run) -> Ladder:
+    """Read the test set (once), write students/, predictions and ladder.json."""
+    dataset, loader, recipe = run.dataset, run.loader, run.recipe
+    assert run.teacher is not None
+    predicted: dict[str, Tensor] = {part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"}
+
+    def accuracy(part: str, model: nn.Module, kind: str) -> float:
+        guesses = predictions(model, loader, splits(dataset)[part])
+        predicted[f"{part}/{kind}"] = guesses
+        return int((guesses == predicted[part]).sum()) / len(guesses)
+
+    def student(name: str, weights: Weights) -> nn.Module:
+        network = build(recipe.students[name], dataset.num_classes)
+        network.load_state_dict(weights)
+        return freeze(network, dataset.mean, dataset.std).to(loader.device)
+
+    best, last, warm = run.distilled("best"), run.distilled("last"), run.warm_started()
+    folder = run.folder / STUDENTS
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for name, arch in recipe.students.items():
+        path = folder / f"{name}.safetensors"
+        save_model(path, best[name], about(arch, dataset))
+        cost = profile(build(arch, dataset.num_classes), dataset.input_shape)
+        chosen = student(name, best[name])
+        entries.append(
+            StudentEntry(
+                name=name,
+                arch=arch,
+                weights=f"{STUDENTS}/{path.name}",
+                sha256=sha256_of(path),
+                params=cost.params,
+                macs=cost.macs,
+                bytes=path.stat().st_size,
+                accuracy=Accuracy(
+                    ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
+                    last=accuracy("test", student(name, last[name]), f"last/{name}"),
+                    val=accuracy("val", chosen, f"best/{name}"),
+                    test=accuracy("test", chosen, f"best/{name}"),
+                ),
+            )
+        )
+    of_teacher = TeacherAccuracy(
+        val=accuracy("val", run.teacher.network, TEACHER), test=accuracy("test", run.teacher.network, TEACHER)
+    )
+    write_whole(run.folder / PREDICTIONS, serialise(predicted, {}))
+    ladder = Ladder(
+        version=mcd_cli.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=DatasetEntry(
+            name=dataset.name,
+            classes=dataset.classes,
+            input_shape=dataset.input_shape,
+            mean=dataset.mean,
+            std=dataset.std,
+            split_seed=dataset.split_seed,
+            fingerprint=dataset.fingerprint,
+            sizes={part: len(ids) for part, ids in splits(dataset).items()},
+        ),
+        teacher=TeacherEntry(
+            arch=run.teacher.arch,
+            sha256=run.teacher.sha256,
+            norm="/".join(",".join(f"{v:g}" for v in values) for values in (run.teacher.mean, run.teacher.std)),
+            accuracy=of_teacher,
+            saw_val=None if run.teacher.was_given else False,
+        ),
+        method=recipe.method,
+        recipe_sha256=recipe.sha256(),
+        seed=recipe.seed,
+        device=run.hardware.device.type,
+        hardware=run.hardware.describe(),
+        students=tuple(entries),
+        folder=run.folder.path,
+    )
+    ladder.save(run.folder.path)
+    return ladder

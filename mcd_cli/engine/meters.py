@@ -1,0 +1,58 @@
+"""What an epoch is summed up to: sums on the device, read once at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Sums over an epoch's batches per student and loss, [k, c]; a part of the state, so resuming keeps them.
+
+    losses: mean over images; weights: their mean, and their spread (standard deviation over the images of a
+    batch, averaged over batches); saturated: share of C-NET's outputs within 2 % of 0 or 1.
+    """
+
+    NAMES = ("losses", "weights", "spread", "saturated", "correct")
+
+    def __init__(self, num_students: int, num_losses: int, device: torch.device) -> None:
+        shapes = {name: (num_students, num_losses) for name in self.NAMES} | {"correct": (num_students, 1)}
+        self.sums = {name: torch.zeros(s, dtype=torch.float64, device=device) for name, s in shapes.items()}
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, z: Tensor, y: Tensor, losses: Tensor, w: Tensor, p: Tensor | None) -> None:
+        """z: logits [n, k, C]; y: labels [n]; losses and w: [n, k, c]; p: C-NET's outputs [n, k, c], if any."""
+        self.sums["losses"] += losses.mean(dim=0)
+        self.sums["weights"] += w.mean(dim=0)
+        self.sums["correct"] += (z.argmax(dim=-1) == y[:, None]).double().mean(dim=0)[:, None]
+        if p is not None:
+            self.sums["spread"] += w.std(dim=0, correction=0)
+            self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).double().mean(dim=0)
+        self.count += 1
+
+    def reset(self) -> None:
+        for tensor in self.tensors().values():
+            tensor.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.sums, "count": self.count}
+
+    def summary(self, students: tuple[str, ...], symbols: tuple[str, ...], learned: bool) -> dict[str, Any]:
+        """Per student: training accuracy, losses and weights by symbol, total weight."""
+        mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
+        by_student = {}
+        for j, student in enumerate(students):
+            entry: dict[str, Any] = {
+                "train_accuracy": mean["correct"][j, 0].item(),
+                "losses": dict(zip(symbols, mean["losses"][j].tolist(), strict=True)),
+                "weights": dict(zip(symbols, mean["weights"][j].tolist(), strict=True)),
+                "total_weight": mean["weights"][j].sum().item(),
+            }
+            if learned:
+                entry["spread"] = dict(zip(symbols, mean["spread"][j].tolist(), strict=True))
+                entry["saturated"] = dict(zip(symbols, mean["saturated"][j].tolist(), strict=True))
+            by_student[student] = entry
+        return by_student

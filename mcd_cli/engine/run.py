@@ -1,0 +1,346 @@
+"""A whole run: teacher, warm start, the method's stages, and the test set, read once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mcd_cli.data import load_dataset
+from mcd_cli.data.augment import PRESETS
+from mcd_cli.data.loader import Loader
+from mcd_cli.engine import teacher as teachers
+from mcd_cli.engine.checkpoint import Checkpoints
+from mcd_cli.engine.estimate import seconds_of_stage
+from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.engine.finish import write_ladder
+from mcd_cli.engine.hardware import Hardware, prepare
+from mcd_cli.engine.interrupt import Stop, stop_on_signal
+from mcd_cli.engine.preflight import check_teacher
+from mcd_cli.engine.trainer import Plan, Trainer, Weights
+from mcd_cli.errors import Interrupted, UserError
+from mcd_cli.ladder import Ladder
+from mcd_cli.methods import build_method
+from mcd_cli.methods.base import TEACHER, Stage
+from mcd_cli.methods.ce import CE
+from mcd_cli.models import build
+from mcd_cli.models.students import Students, freeze
+from mcd_cli.quantities import Interval, interval
+from mcd_cli.recipe import Recipe
+from mcd_cli.run_folder import CHECKPOINT, RunFolder
+
+WARM_START = "warm-start"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may differ between two runs of one recipe."""
+
+    device: str = "auto"
+    threads: int | None = None
+    force: bool = False
+    skip_bad_images: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished stage: each student's weights at its best on V and at the end."""
+
+    best: Mapping[str, Weights]
+    last: Mapping[str, Weights]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{kind}/{student}:{key}": value
+            for kind, of_student in (("best", self.best), ("last", self.last))
+            for student, weights in of_student.items()
+            for key, value in weights.items()
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Result:
+        parts: dict[str, dict[str, Weights]] = {"best": {}, "last": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            student, _, key = rest.partition(":")
+            parts[kind].setdefault(student, {})[key] = value
+        return cls(parts["best"], parts["last"])
+
+
+class Run:
+    """A recipe at work: the data, the plan of stages, and what is finished of it."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, options: Options, emit: Listener) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.emit = emit
+        self.force = options.force
+        self.hardware: Hardware = prepare(
+            options.device, recipe.precision, options.threads, recipe.deterministic
+        )
+        self.dataset = load_dataset(
+            recipe.dataset,
+            data_root=recipe.data_root,
+            image_size=recipe.image_size,
+            split_seed=recipe.split_seed,
+            label_noise=recipe.label_noise,
+            skip_bad_images=options.skip_bad_images,
+            report=lambda line: emit(Said(line)),
+        )
+        self.loader = Loader(
+            self.dataset,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            augmentation=PRESETS[recipe.augment.preset],
+            augment_seed=recipe.augment_seed,
+            device=self.hardware.device,
+        )
+        self.teacher = teachers.find_teacher(recipe, self.dataset, self.hardware)
+        self.plans = self._plans()
+        self.results: dict[str, Result] = {}
+
+    def estimate(self) -> float:
+        """Print the estimate; returns it in seconds."""
+        total = 0.0
+        for plan in self.plans:
+            total += seconds_of_stage(plan.epochs, self._trainer(plan, rehearsal=True))
+        names = ", ".join(f"{plan.name} {plan.epochs} epochs" for plan in self.plans)
+        self.emit(Said(f"{names}: about {_clock(total)} on this {self.hardware.device.type}"))
+        return total
+
+    def train(self) -> Ladder:
+        """All stages, from the last checkpoint where there is one, to the ladder's manifest."""
+        checkpoints = Checkpoints(self.folder / CHECKPOINT)
+        state = checkpoints.load(lambda line: self.emit(Warned(line)))
+        kept: list[str] = []
+        first = 0
+        if state is not None:
+            self._refuse_other_inputs(state.position)
+            kept, first = list(state.position["kept"]), state.position["stage"]
+            for plan, file in zip(self.plans, kept, strict=False):
+                self.results[plan.name] = Result.of(checkpoints.kept(file))
+            self.folder.cut_metrics(state.position["metrics"])
+        if TEACHER in self.results:
+            self._adopt_teacher()
+        elif self.teacher is not None and state is None:
+            check_teacher(self.teacher, self.loader, self.force, self.emit)
+
+        with stop_on_signal() as stop:
+            for index, plan in enumerate(self.plans[first:], start=first):
+                trainer = self._trainer(plan)
+                if state is not None and state.tensors:
+                    trainer.restore(state.tensors, state.position["trainer"])
+                else:
+                    trainer.prepare()
+                state = None
+                saver = _Saver(self, checkpoints, index, kept, trainer, stop)
+                self._fit(trainer, saver)
+                self.results[plan.name] = Result(
+                    trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names}
+                )
+                kept.append(checkpoints.keep(plan.name.replace("/", "."), self.results[plan.name].tensors()))
+                if plan.name == TEACHER:
+                    self._adopt_teacher()
+                _Saver(self, checkpoints, index + 1, kept, None, stop).save()
+        assert self.teacher is not None
+        return write_ladder(self)
+
+    def _fit(self, trainer: Trainer, saver: _Saver) -> None:
+        plan = trainer.plan
+        students = trainer.students.names
+        self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.number))
+        warned: set[str] = set()
+        for steps in trainer.epochs():
+            for _ in steps:
+                self.emit(Stepped(plan.name, trainer.number))
+                saver.after_step()
+            record = trainer.end_epoch()
+            self.folder.log(record)
+            self.emit(EpochEnded(record))
+            for warning in degenerate(record):
+                if warning not in warned:
+                    self.emit(Warned(warning))
+                    warned.add(warning)
+            saver.save()
+        num_val = len(self.dataset.val)
+        accuracy = {name: trainer.best[name] / num_val for name in students}
+        self.emit(StageEnded(plan.name, accuracy))
+
+    def _plans(self) -> list[Plan]:
+        recipe = self.recipe
+        method = build_method(recipe.method, recipe.distill)
+        ce = CE(recipe.distill)
+        plans = []
+        if self.teacher is None:
+            section = recipe.teacher
+            plans.append(self._plan(TEACHER, ce, Stage((TEACHER,), ()), section.epochs, _sgd(section)))
+        if recipe.warm_start.epochs:
+            stage = Stage(tuple(recipe.students), ())
+            plans.append(self._plan(WARM_START, ce, stage, recipe.warm_start.epochs, _sgd(recipe.warm_start)))
+        stages = method.stages(self._by_size())
+        for stage in stages:
+            name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
+            plans.append(self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer)))
+        return plans
+
+    def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
+        recipe = self.recipe
+        return Plan(
+            name, method, stage, epochs, sgd, recipe.schedule.name, recipe.distill.tau, recipe.coordinator, recipe.seed
+        )
+
+    def _by_size(self) -> list[str]:
+        """Students by falling parameter count, ties by name."""
+        num_classes = self.dataset.num_classes
+
+        def params(name: str) -> int:
+            return sum(p.numel() for p in build(self.recipe.students[name], num_classes).parameters())
+
+        return sorted(self.recipe.students, key=lambda name: (-params(name), name))
+
+    def _trainer(self, plan: Plan, rehearsal: bool = False) -> Trainer:
+        """The stage's trainer at its start; a rehearsal takes fresh networks where finished ones are missing."""
+        is_teacher = plan.name == TEACHER
+        archs = {TEACHER: str(self.recipe.teacher.arch)} if is_teacher else self.recipe.students
+        students = Students(
+            {name: archs[name] for name in plan.stage.students},
+            self.dataset.num_classes,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            seed=self.recipe.seed,
+            role="teacher" if is_teacher else "student",
+        )
+        for name in () if is_teacher else students.names:
+            if name in self.warm_started():
+                students.networks[name].load_state_dict(self.warm_started()[name])
+        frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
+        return Trainer(plan, students, frozen, self.loader, self.hardware)
+
+    def finished(self, name: str, rehearsal: bool = False) -> nn.Module:
+        """The teacher, or a student whose stage is done, as a frozen network."""
+        if name == TEACHER and self.teacher is not None:
+            return self.teacher.network
+        arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
+        network = build(arch, self.dataset.num_classes)
+        if not rehearsal:
+            network.load_state_dict(self.distilled()[name])
+        return freeze(network, self.dataset.mean, self.dataset.std).to(self.hardware.device)
+
+    def distilled(self, kind: str = "best") -> dict[str, Weights]:
+        """Each student's weights from the method's own stages."""
+        found: dict[str, Weights] = {}
+        for name, result in self.results.items():
+            if name not in (TEACHER, WARM_START):
+                found |= getattr(result, kind)
+        return found
+
+    def warm_started(self) -> Mapping[str, Weights]:
+        """Each student's weights after the warm start; empty without one."""
+        return self.results[WARM_START].best if WARM_START in self.results else {}
+
+    def _adopt_teacher(self) -> None:
+        """A teacher that this run trained goes to the cache and is read back from there."""
+        path = teachers.trained_path(self.recipe, self.dataset, self.hardware)
+        weights = self.results[TEACHER].best[TEACHER]
+        arch = str(self.recipe.teacher.arch)
+        teachers.keep_trained(path, weights, arch, self.dataset)
+        self.teacher = teachers.read_teacher(
+            path, arch, "auto", self.dataset, self.hardware.device, was_given=False
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find unchanged."""
+        return {
+            "recipe": self.recipe.sha256(),
+            "data set": self.dataset.fingerprint,
+            "stages": [plan.name for plan in self.plans],
+            "teacher": self.teacher.sha256 if self.teacher is not None and TEACHER not in self.results else None,
+        }
+
+    def _refuse_other_inputs(self, position: Mapping[str, Any]) -> None:
+        saved, now = position["identity"], self.identity()
+        if saved["stages"][:1] == [TEACHER] and now["stages"][:1] != [TEACHER]:
+            # the teacher that this run trained is in the cache by now: keep the plan that trained it
+            self.teacher = None
+            self.plans = self._plans()
+            now = self.identity()
+        for key, value in saved.items():
+            if now[key] != value:
+                raise UserError(f"--resume: the {key} is not the one this run began with ({value} then, {now[key]} now)")
+        if position["hardware"] != self.hardware.describe():
+            self.emit(Warned("device, threads or versions differ from the run's start: bit-identity is gone"))
+
+
+class _Saver:
+    """When and what to save of a run."""
+
+    def __init__(
+        self, run: Run, checkpoints: Checkpoints, stage: int, kept: list[str], trainer: Trainer | None, stop: Stop
+    ) -> None:
+        self.run = run
+        self.checkpoints = checkpoints
+        self.stage = stage
+        self.kept = kept
+        self.trainer = trainer
+        self.stop = stop
+        every = run.recipe.checkpoint.every
+        self.every = Interval() if every is None else interval(every)
+        self.saved_at = time.monotonic()
+
+    def after_step(self) -> None:
+        """Save when it is time; when a signal came, save and end."""
+        if self.stop:
+            self.save()
+            path = self.run.folder.path
+            raise Interrupted(f"interrupted; go on with: mcd distill --resume {path}")
+        assert self.trainer is not None
+        steps, seconds = self.every.steps, self.every.seconds
+        if (steps and self.trainer.number % steps == 0) or (
+            seconds and time.monotonic() - self.saved_at >= seconds
+        ):
+            self.save()
+
+    def save(self) -> None:
+        position = {
+            "stage": self.stage,
+            "kept": self.kept,
+            "metrics": self.run.folder.metrics_size(),
+            "identity": self.run.identity(),
+            "hardware": self.run.hardware.describe(),
+            "trainer": self.trainer.position() if self.trainer else {},
+        }
+        self.checkpoints.save(self.trainer.tensors() if self.trainer else {}, position)
+        self.saved_at = time.monotonic()
+
+
+def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
+    """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end."""
+    for name, student in record["students"].items():
+        if "spread" not in student:
+            continue
+        mean = student["total_weight"] / len(student["weights"])
+        spread = max(student["spread"].values())
+        if spread < 0.02 and not 0.1 <= mean <= 0.9:
+            yield (
+                f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
+                'it acts as a learning rate; try --set coordinator.normalise=mean'
+            )
+
+
+def _sgd(section: Any) -> dict[str, Any]:
+    return {
+        "lr": section.lr,
+        "momentum": section.momentum,
+        "weight_decay": section.weight_decay,
+        "nesterov": getattr(section, "nesterov", False),
+    }
+
+
+def _clock(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

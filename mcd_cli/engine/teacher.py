@@ -1,0 +1,94 @@
+"""The frozen teacher of a run: read from a file, found in the cache, or still to be trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcd_cli.data.cache import cache_folder
+from mcd_cli.data.dataset import Dataset
+from mcd_cli.engine.hardware import Hardware
+from mcd_cli.files import sha256_of
+from mcd_cli.models.normalized import Normalized
+from mcd_cli.models.students import RGB, freeze
+from mcd_cli.models.teacher_file import load_teacher, save_model
+from mcd_cli.norms import parse_norm
+from mcd_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """network: images in [0, 1] → logits [n, C], frozen, with its own normalisation inside."""
+
+    network: Normalized
+    arch: str
+    mean: RGB
+    std: RGB
+    path: Path
+    sha256: str
+    was_given: bool  # by the user as a file: it may have seen V
+
+
+def read_teacher(
+    path: Path, arch: str | None, norm: str, dataset: Dataset, device: torch.device, *, was_given: bool
+) -> Teacher:
+    """A teacher file of any layout; `auto` = the normalisation that the file states, else the data set's own."""
+    found = load_teacher(path, arch=arch, num_classes=dataset.num_classes)
+    stated = (found.metadata.get("mean"), found.metadata.get("std"))
+    mean, std = parse_norm(norm) or (stated if all(stated) else (dataset.mean, dataset.std))
+    network = freeze(found.model, tuple(mean or ()), tuple(std or ())).to(device)
+    return Teacher(network, found.arch, tuple(mean or ()), tuple(std or ()), path, found.sha256, was_given)
+
+
+def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Teacher | None:
+    """The recipe's teacher if it is a file or was trained before; None where the run has to train it."""
+    section = recipe.teacher
+    if section.file is not None:
+        path = Path(section.file).expanduser()
+        return read_teacher(path, section.arch, section.norm, dataset, hardware.device, was_given=True)
+    path = trained_path(recipe, dataset, hardware)
+    if not path.is_file():
+        return None
+    return read_teacher(path, section.arch, "auto", dataset, hardware.device, was_given=False)
+
+
+def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
+    """Where the cache keeps the teacher that this recipe trains: a function of all that decides its weights."""
+    content = {
+        "teacher": recipe.teacher.model_dump(exclude={"file", "norm"}),
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "split_seed": recipe.split_seed,
+        "label_noise": recipe.label_noise,
+        "augment": recipe.augment.preset,
+        "augment_seed": recipe.augment_seed,
+        "schedule": recipe.schedule.name,
+        "fingerprint": dataset.fingerprint,
+        "hardware": hardware.describe(),
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder("teachers") / f"{recipe.teacher.arch}-{key}.safetensors"
+
+
+def keep_trained(path: Path, weights: Mapping[str, Tensor], arch: str, dataset: Dataset) -> str:
+    """Save a trained teacher in the cache; returns the file's sha256."""
+    save_model(path, weights, about(arch, dataset))
+    return sha256_of(path)
+
+
+def about(arch: str, dataset: Dataset) -> dict[str, object]:
+    """The metadata of every weights file of ours: what is needed to build and feed the network."""
+    return {
+        "arch": arch,
+        "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape),
+        "mean": list(dataset.mean),
+        "num_classes": dataset.num_classes,
+        "std": list(dataset.std),
+    }

@@ -1,0 +1,304 @@
+"""One stage of training: Algorithm 1, for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcd_cli import meta
+from mcd_cli.data.loader import Batch, Loader
+from mcd_cli.engine.checkpoint import optimizer_tensors, put, restore_optimizer
+from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
+from mcd_cli.engine.hardware import Hardware
+from mcd_cli.engine.meters import Meters
+from mcd_cli.errors import RunFailed
+from mcd_cli.losses import instance_losses
+from mcd_cli.methods.base import Method, Stage, Step, Survey
+from mcd_cli.models.coordinator import Coordinator
+from mcd_cli.models.students import Students, at_least_float32, initialise
+from mcd_cli.recipe import CoordinatorSection
+from mcd_cli.seeds import generator
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage trains and how long."""
+
+    name: str
+    method: Method
+    stage: Stage
+    epochs: int
+    sgd: Mapping[str, Any]  # lr, momentum, weight_decay, nesterov
+    schedule: str
+    tau: float
+    coordinator: CoordinatorSection
+    seed: int
+
+
+class Trainer:
+    """A stage's live state and its steps. Everything random is a function of seeds and of `number`, the steps made."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        students: Students,
+        teachers: Mapping[str, nn.Module],
+        loader: Loader,
+        hardware: Hardware,
+    ) -> None:
+        self.plan = plan
+        self.loader = loader
+        self.hardware = hardware
+        self.teachers = {name: teachers[name] for name in plan.stage.teachers}
+        self.students = students.to(hardware.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            [{"params": list(network.parameters())} for network in students.networks.values()],
+            fused=True,
+            **plan.sgd,
+        )
+        self.symbols = plan.method.symbols(plan.stage)
+        self.coordinator: Coordinator | None = None
+        if plan.method.learned:
+            self.coordinator = self._new_coordinator()
+            self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator)
+        self.meters = Meters(len(students.names), len(self.symbols), hardware.device)
+        self.number = 0
+        self.updates = 0
+        self.epochs_done = 0
+        self.best: dict[str, int] = {}  # right answers on V
+        self.best_weights: dict[str, Weights] = {}
+        self.memory: dict[str, Tensor] = {}
+
+    @property
+    def num_steps(self) -> int:
+        return self.plan.epochs * self.loader.num_steps
+
+    def prepare(self) -> None:
+        """The method's pass before the first step."""
+        train = self.loader.dataset.train
+        survey = Survey(
+            ids=train,
+            labels=self.loader.dataset.labels[train],
+            num_images=len(self.loader.dataset.images),
+            logits=lambda: each_logits(self.students, self.loader, train, lambda z: z),
+        )
+        self.memory = {
+            name: table.to(self.hardware.device) for name, table in self.plan.method.prepare(survey).items()
+        }
+
+    def epochs(self) -> Iterator[Iterator[None]]:
+        """The epochs still to train, each as its remaining steps; evaluation follows when an epoch is exhausted."""
+        while self.epochs_done < self.plan.epochs:
+            yield self._steps()
+
+    def _steps(self) -> Iterator[None]:
+        start = self.number - self.epochs_done * self.loader.num_steps
+        for batch in self.loader.epoch(self.epochs_done, start=start):
+            self.step(batch)
+            yield
+
+    def step(self, batch: Batch) -> None:
+        """θ^t → θ^{t+1} by Eq. 8; every L-th time φ follows through that very step (Eq. 9)."""
+        x, y = batch.images, batch.labels
+        learns = self._coordinator_learns()
+        theta = {name: p.detach().clone() for name, p in self.students.named_parameters()} if learns else {}
+        self._set_learning_rate()
+        c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
+
+        with torch.no_grad(), self.hardware.autocast():
+            z_teachers = {name: at_least_float32(teacher(x)) for name, teacher in self.teachers.items()}
+        with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
+            z = self.students(x)
+        self._refuse_non_finite(z, "logits")
+
+        step = Step(batch.ids, y, z.detach(), z_teachers, self.memory, self.number, self._draw)
+        guides = self.plan.method.guides(step)
+
+        def losses_of(logits: Tensor) -> Tensor:
+            return instance_losses(logits, y, guides, self.plan.tau)
+
+        losses = losses_of(z)  # [n, k, c]
+        self._refuse_non_finite(losses, "loss")
+        with torch.no_grad():
+            p = None if self.coordinator is None else self._coordinator_outputs(x, not learns)
+            w = self.plan.method.weights(step) if p is None else self._weigh(p)
+            w = w.expand_as(losses)
+        loss = (w * losses).sum(dim=(1, 2)).mean()  # Σ_j of Eq. 3, Eq. 5
+
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()  # Eq. 8
+        self.meters.add(step.logits, y, losses.detach(), w, p)
+        if learns:
+            self.optimizer.zero_grad()
+            del z, losses, loss
+            self._update_coordinator(x, theta, losses_of, c)
+        self.number += 1
+
+    def _update_coordinator(
+        self, x: Tensor, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
+    ) -> None:
+        """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
+        assert self.coordinator is not None
+        literal = self.plan.coordinator.optimizer == "adam"
+        validation = self.loader.validation_batch(self.updates)
+        v = meta.validation_gradient(self.students, validation.images, validation.labels)
+        directional = meta.directional_losses(self.students, theta, v, x, losses)
+        gradient = meta.weight_gradient(directional, c if literal else 1.0)
+        parameters = dict(self.coordinator.named_parameters())
+        w = self._weigh(meta.without_side_effects(self.coordinator, parameters, x))
+        self.coordinator_optimizer.zero_grad()
+        w.backward(gradient)
+        self.coordinator_optimizer.step()
+        self.updates += 1
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Evaluate on V, keep each student's best; returns the epoch's line for metrics.jsonl."""
+        val = self.loader.dataset.val
+        correct = num_correct(predictions(self.students, self.loader, val), self.loader, val).tolist()
+        summary = self.meters.summary(self.students.names, self.symbols, self.coordinator is not None)
+        for name, right in zip(self.students.names, correct, strict=True):
+            summary[name]["val_accuracy"] = right / len(val)
+            if right > self.best.get(name, -1):
+                self.best[name] = right
+                self.best_weights[name] = self.current(name)
+        self.meters.reset()
+        self.epochs_done += 1
+        return {
+            "stage": self.plan.name,
+            "epoch": self.epochs_done,
+            "step": self.number,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "coordinator_updates": self.updates,
+            "students": summary,
+        }
+
+    def current(self, name: str) -> Weights:
+        """That student's weights now, as copies on the CPU."""
+        state = self.students.networks[name].state_dict()
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds of this stage."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "students": self.students.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+            "meters": self.meters.tensors(),
+            "memory": self.memory,
+        }
+        if self.coordinator is not None:
+            parts["coordinator"] = self.coordinator.state_dict()
+            parts["coordinator_optimizer"] = optimizer_tensors(self.coordinator_optimizer)
+        for name, weights in self.best_weights.items():
+            parts[f"best/{name}"] = weights
+        return {f"{part}:{key}": value for part, content in parts.items() for key, value in content.items()}
+
+    def position(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "updates": self.updates,
+            "epochs_done": self.epochs_done,
+            "best": self.best,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """Become the trainer that was saved, to the last bit."""
+        parts: dict[str, Weights] = {}
+        for name, value in tensors.items():
+            part, _, key = name.partition(":")
+            parts.setdefault(part, {})[key] = value
+        self.students.load_state_dict(parts["students"])
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        for key, live in self.meters.tensors().items():
+            put(live, parts["meters"][key])
+        self.memory = {key: value.to(self.hardware.device) for key, value in parts.get("memory", {}).items()}
+        if self.coordinator is not None:
+            self.coordinator.load_state_dict(parts["coordinator"])
+            restore_optimizer(self.coordinator_optimizer, parts.get("coordinator_optimizer", {}))
+        self.best_weights = {
+            part.removeprefix("best/"): weights for part, weights in parts.items() if part.startswith("best/")
+        }
+        self.number = position["number"]
+        self.updates = position["updates"]
+        self.epochs_done = position["epochs_done"]
+        self.best = dict(position["best"])
+
+    def _new_coordinator(self) -> Coordinator:
+        section, students = self.plan.coordinator, self.students
+        coordinator = initialise(
+            lambda: Coordinator(
+                section.arch,
+                len(students.names),
+                len(self.symbols),
+                mean=self.loader.dataset.mean,
+                std=self.loader.dataset.std,
+                scale=section.scale,
+                normalise=section.normalise,
+                total=section.total,
+                control=section.control,
+            ),
+            self.plan.seed,
+            "coordinator",
+        )
+        return coordinator.to(self.hardware.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload, no-any-return]
+
+    def _coordinator_learns(self) -> bool:
+        section = self.plan.coordinator
+        if self.coordinator is None or section.control == "frozen":
+            return False
+        return (self.number if section.unit == "step" else self.epochs_done) % section.every == 0
+
+    def _coordinator_outputs(self, x: Tensor, autocast: bool) -> Tensor:
+        assert self.coordinator is not None
+        with self.hardware.autocast(autocast):
+            outputs: Tensor = self.coordinator(x)
+        return outputs
+
+    def _weigh(self, p: Tensor) -> Tensor:
+        assert self.coordinator is not None
+        if self.coordinator.control != "shuffle":
+            return self.coordinator.weigh(p)
+        return self.coordinator.weigh(p, torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device))
+
+    def _draw(self, purpose: str) -> torch.Generator:
+        return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
+
+    def _set_learning_rate(self) -> None:
+        """η of this step, by its position: cosine annealing per step to 0 (A.3)."""
+        eta = self.plan.sgd["lr"]
+        if self.plan.schedule == "cosine":
+            eta *= 0.5 * (1 + math.cos(math.pi * self.number / self.num_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = eta
+
+    def _has_buffer(self, group: Mapping[str, Any]) -> bool:
+        return self.optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None
+
+    def _refuse_non_finite(self, values: Tensor, what: str) -> None:
+        """Before pooling and before the optimiser: one student's NaN must not reach the others."""
+        if torch.isfinite(values).all():
+            return
+        broken = ~torch.isfinite(values).flatten(2).all(dim=2).all(dim=0)
+        names = [name for name, bad in zip(self.students.names, broken.tolist(), strict=True) if bad]
+        raise RunFailed(
+            f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
+            "the last good state is kept; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
+        )
+
+
+def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only, or the paper's literal Adam with an L2 term (A.3)."""
+    parameters = list(coordinator.parameters())
+    if section.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=section.lr, weight_decay=section.weight_decay)
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr)

@@ -1,0 +1,148 @@
+"""The parts of a manifest: data set, teacher, students. Each checks what its types cannot say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mcd_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NAME = re.compile(r"[a-z0-9_-]+")
+_ARCH = re.compile(r"[A-Za-z0-9_.:@-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check(right: bool, what: str) -> None:
+    """Raises ValueError(what) unless right."""
+    if not right:
+        raise ValueError(what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """What the students were trained on; mean and std are of RGB in [0, 1]."""
+
+    name: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]  # 3, H, W
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    split_seed: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        check(len(self.classes) > 0, "has no classes")
+        check(min(self.input_shape) > 0, "input_shape must be above 0")
+        check(min(self.std) > 0, "std must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherAccuracy:
+    """Fractions of V and of the test set."""
+
+    val: float
+    test: float
+
+    def __post_init__(self) -> None:
+        check(all(0 <= value <= 1 for value in (self.val, self.test)), "must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherEntry:
+    """The frozen teacher; `saw_val`: whether it was trained on images of V, None where nobody knows."""
+
+    arch: str
+    sha256: str
+    norm: str
+    accuracy: TeacherAccuracy
+    saw_val: bool | None = None
+
+    def __post_init__(self) -> None:
+        check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Fractions. val: on V at the chosen checkpoint; ce (warm start), last and test: on the test set."""
+
+    ce: float | None
+    last: float
+    val: float
+    test: float
+
+    def __post_init__(self) -> None:
+        values = (self.ce or 0.0, self.last, self.val, self.test)
+        check(all(0 <= value <= 1 for value in values), "must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentEntry:
+    """One student: where its weights lie (relative to the run's folder) and what it costs.
+
+    sha256: of the weights file. macs: multiply-adds of one image. bytes: float32 weights. latency: empty
+    until measured, then {median_ms, ...} with how it was measured. exports: format -> relative path.
+    """
+
+    name: str
+    arch: str
+    weights: str
+    sha256: str
+    params: int
+    macs: int
+    bytes: int
+    accuracy: Accuracy
+    latency: dict[str, Any] = field(default_factory=dict)
+    exports: dict[str, str] = field(default_factory=dict)
+    home: tuple[Path, DatasetEntry] | None = field(default=None, repr=False, compare=False)  # not stored
+
+    def __post_init__(self) -> None:
+        check(_NAME.fullmatch(self.name) is not None, "name must be of a-z, 0-9, _ and -")
+        check(_ARCH.fullmatch(self.arch) is not None, "arch is no architecture's name")
+        check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
+        check(min(self.params, self.macs, self.bytes) > 0, "params, macs and bytes must be above 0")
+        for path in (self.weights, *self.exports.values()):
+            parts = PurePosixPath(path).parts
+            safe = parts and not path.startswith("/") and ".." not in parts
+            check(bool(safe) and not set(path) & set("\\:\0"), f"the path {path!r} leaves the run's folder")
+        check(not self.latency or (self.latency_ms or 0) > 0, "latency must have a median_ms above 0")
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median milliseconds for one image; None until measured."""
+        value = self.latency.get("median_ms")
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def load(self) -> nn.Module:
+        """The student in eval mode: RGB float32 images [n, 3, H, W] in [0, 1] → raw logits [n, C].
+
+        Raises UserError when the weights are missing or are not those of the manifest.
+        """
+        assert self.home is not None, "a student is loaded from a ladder that lies in a folder"
+        from mcd_cli.models.student_file import load_student
+
+        folder, dataset = self.home
+        return load_student(
+            inside(folder, self.weights),
+            sha256=self.sha256,
+            arch=self.arch,
+            num_classes=len(dataset.classes),
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+
+
+def inside(folder: Path, path: str) -> Path:
+    """The file that a manifest's path names; it may not leave the folder, by a link either."""
+    try:
+        target = (folder / path).resolve()
+        stays = target.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):
+        stays = False
+    if not stays:
+        raise UserError(f"{folder}: the path {path!r} leaves the run's folder; it is not followed")
+    return target

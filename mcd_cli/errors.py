@@ -1,0 +1,48 @@
+"""What can go wrong, as the user sees it: one line, what is wrong and what to do, and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class McdError(Exception):
+    """A failure that is told in one line; `exit_code` is what the shell sees."""
+
+    exit_code = 1
+
+
+class RunFailed(McdError):
+    """The run failed through us or the machine: NaN, disk, memory, network, a lost worker."""
+
+
+class UserError(McdError):
+    """The user's input is wrong: a name, a value, a file, a folder."""
+
+    exit_code = 2
+
+
+class NothingFits(McdError):
+    """No student fits the budget."""
+
+    exit_code = 3
+
+
+class GateRefused(McdError):
+    """A gate refused: the export differs from the model, the teacher is near chance."""
+
+    exit_code = 4
+
+
+class Interrupted(McdError):
+    """Stopped by a signal; the state is saved and the message holds the resume command."""
+
+    exit_code = 130
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """An unknown name, with the nearest known ones offered (or all of them when none is near)."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,184 @@
+"""The manifest of a run, `ladder.json`: load, save, choose. No torch until weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcd_cli import typed_json
+from mcd_cli.budget import Budget, Choice, Quantity, choose
+from mcd_cli.entries import (
+    Accuracy,
+    DatasetEntry,
+    StudentEntry,
+    TeacherAccuracy,
+    TeacherEntry,
+    check,
+    inside,
+)
+from mcd_cli.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA = 1
+MANIFEST = "ladder.json"
+
+__all__ = [
+    "Accuracy",
+    "DatasetEntry",
+    "Ladder",
+    "StudentEntry",
+    "TeacherAccuracy",
+    "TeacherEntry",
+    "find_run",
+    "load_ladder",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """A finished run. Students are ordered by falling MACs."""
+
+    schema: int = SCHEMA
+    version: str
+    created: str  # ISO 8601; UTC where it names no zone
+    dataset: DatasetEntry
+    teacher: TeacherEntry | None
+    method: str
+    recipe_sha256: str
+    seed: int
+    device: str
+    precision: str | None = None
+    students: tuple[StudentEntry, ...]
+    folder: Path | None = field(default=None, repr=False, compare=False)  # not stored
+
+    def __post_init__(self) -> None:
+        names = [student.name for student in self.students]
+        check(bool(names), "has no students")
+        check(len(set(names)) == len(names), "two students have the same name")
+        _created(self.created)
+        home = None if self.folder is None else (self.folder, self.dataset)
+        students = sorted(self.students, key=lambda student: -student.macs)
+        object.__setattr__(self, "students", tuple(replace(student, home=home) for student in students))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
+        from mcd_cli.files import write_whole
+
+        write_whole(Path(folder) / MANIFEST, typed_json.write(self))
+
+    def student(self, name: str) -> StudentEntry:
+        """The student of that name; raises UserError with the nearest names."""
+        for student in self.students:
+            if student.name == name:
+                return student
+        raise unknown("student", name, [student.name for student in self.students])
+
+    def load(self, name: str) -> nn.Module:
+        """That student's network; see StudentEntry.load."""
+        return self.student(name).load()
+
+    def explain(self, budget: Budget) -> Choice:
+        """The choice that `select` makes, with its reasons."""
+        return choose(self.students, budget)
+
+    def select(
+        self,
+        *,
+        max_macs: Quantity | None = None,
+        max_params: Quantity | None = None,
+        max_size: Quantity | None = None,
+        max_latency: Quantity | None = None,
+        min_accuracy: Quantity | None = None,
+    ) -> StudentEntry:
+        """The most accurate student on V within hard limits such as "16M", "400KB", "2ms", "72%", or numbers.
+
+        Raises NothingFits, naming the nearest miss; UserError for what is no quantity or is not measured yet.
+        """
+        budget = Budget.parse(
+            max_macs=max_macs,
+            max_params=max_params,
+            max_size=max_size,
+            max_latency=max_latency,
+            min_accuracy=min_accuracy,
+        )
+        return self.explain(budget).demand()
+
+
+def load_ladder(folder: str | Path) -> Ladder:
+    """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
+    folder = Path(folder)
+    document = _read(folder)
+    schema = document.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise UserError(f"{folder / MANIFEST} names no schema; it is not a manifest of mcd")
+    if schema > SCHEMA:
+        raise UserError(
+            f"{folder / MANIFEST} is of a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
+        )
+    try:
+        ladder: Ladder = replace(typed_json.read(Ladder, document, ""), folder=folder)
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST}: {error}") from None
+    for student in ladder.students:
+        for path in (student.weights, *student.exports.values()):
+            inside(folder, path)
+    return ladder
+
+
+def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Path:
+    """The folder of a finished run: the one given, or the newest under `under` by `created` in its manifest.
+
+    Raises UserError when there is none.
+    """
+    if run is not None:
+        folder = Path(run)
+        if not folder.is_dir():
+            raise UserError(f"there is no run folder {folder}")
+        if not (folder / MANIFEST).exists():
+            raise UserError(
+                f"{folder} is no finished run (no {MANIFEST}); `mcd distill --resume DIR` finishes one"
+            )
+        return folder
+    finished = sorted(manifest.parent for manifest in Path(under).glob(f"*/{MANIFEST}"))
+    if not finished:
+        raise UserError(
+            f"no finished run under {Path(under).resolve()}; train one: `mcd distill`; or name one: --run DIR"
+        )
+    return max(finished, key=_age)
+
+
+def _age(folder: Path) -> tuple[datetime, str]:
+    created = _read(folder).get("created")
+    try:
+        return _created(created), folder.name
+    except ValueError as error:
+        raise UserError(
+            f"{folder / MANIFEST}: {error}; repair or move it, or name a run: --run DIR"
+        ) from None
+
+
+def _created(text: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"created is no ISO 8601 time: {text!r}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        find_run(folder)  # says why not
+    try:
+        document = typed_json.parse(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or train the run again") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is no manifest: it holds no JSON object")
+    return document

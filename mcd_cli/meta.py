@@ -1,0 +1,87 @@
+"""Eq. 9: the exact gradient of L_val(θ^{t+1}) with respect to the loss weights of the step θ^t → θ^{t+1}.
+
+PyTorch's SGD is d = μ b + (1 − δ)(g + ω θ), θ' = θ − η d, with g = (1/n) Σ_ijc w_ijc ∇ℓ_ijc(θ). Momentum and
+decay do not depend on w, so ∂θ'_j/∂w_ijc = −(c_j/n) ∇ℓ_ijc(θ_j), and with v_j = ∇_θj L_val(θ'_j)
+
+    ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc(θ_j)⟩
+
+for all i and c at once: one forward-mode derivative of the loss tensor along v. No double backward, no copy of a
+student, no virtual step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mcd_cli.losses import cross_entropy
+
+Parameters = Mapping[str, Tensor]
+
+
+def step_size(group: Mapping[str, Any], has_buffer: bool) -> float:
+    """c of the step that SGD is about to take with this parameter group: ∂θ'/∂g = −c.
+
+    c = η(1 − δ); η where momentum has no buffer yet (PyTorch's first step skips dampening); Nesterov's step
+    looks ahead once more: η(1 + μ(1 − δ)).
+    """
+    eta, mu, delta = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
+    if mu == 0:
+        return eta
+    into_buffer = 1 - delta if has_buffer else 1.0
+    return eta * (1 + mu * into_buffer) if group["nesterov"] else eta * into_buffer
+
+
+def without_side_effects(model: nn.Module, parameters: Parameters, x: Tensor) -> Tensor:
+    """model(x) under the given parameters; train-mode BatchNorm writes to clones, not to its buffers."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    output: Tensor = functional_call(model, {**parameters, **buffers}, (x,))
+    return output
+
+
+def validation_gradient(students: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """v = ∇_θ L_val(θ') with L_val = Σ_j mean_i ce (Eq. 6), train-mode BatchNorm, running statistics untouched.
+
+    students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of V. Returns one tensor per parameter.
+    """
+    parameters = dict(students.named_parameters())
+    loss = cross_entropy(without_side_effects(students, parameters, x), y).mean(dim=0).sum()
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+def directional_losses(
+    students: nn.Module,
+    theta: Parameters,
+    v: Parameters,
+    x: Tensor,
+    losses: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """⟨v_j, ∇ℓ_ijc(θ_j)⟩ for every instance i, student j and loss c, in one forward-mode pass.
+
+    theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with its targets held
+    constant. Returns [n, k, c]. (ℓ_ijc depends on θ_j alone, so one direction serves all students.)
+    """
+
+    def loss_tensor(parameters: Parameters) -> Tensor:
+        return losses(without_side_effects(students, parameters, x))
+
+    with warnings.catch_warnings():
+        # torch's own forward-mode rules still use the compiler that newer torch deprecates
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
+        _, tangent = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))
+    return tangent.detach()
+
+
+def weight_gradient(directional: Tensor, c: Sequence[float] | float) -> Tensor:
+    """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
+
+    directional: [n, k, c]; c: one step size per student [k], or one for all. Returns [n, k, c].
+    """
+    n = directional.shape[0]
+    size = torch.as_tensor(c, dtype=directional.dtype, device=directional.device)
+    return -size.reshape(1, -1, 1) / n * directional

@@ -1,0 +1,76 @@
+"""What a method answers; the engine asks and never knows which method it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcd_cli.recipe import DistillSection
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Students that train together, and the frozen networks that they see: TEACHER or finished students."""
+
+    students: tuple[str, ...]
+    teachers: tuple[str, ...] = (TEACHER,)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a method may look at before a stage's first step: the training images un-augmented, eval mode."""
+
+    ids: Tensor  # [N] sample ids of the training split
+    labels: Tensor  # [N]
+    num_images: int  # of the whole data set: a table indexed by sample id has this length
+    logits: Callable[[], Tensor]  # [N, k, C], the stage's students at their start
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method may look at in one step when it sets targets and weights."""
+
+    ids: Tensor  # [n] sample ids
+    labels: Tensor  # [n]
+    logits: Tensor  # [n, k, C], the students', detached
+    teachers: Mapping[str, Tensor]  # name → logits [n, C]
+    memory: Mapping[str, Tensor]  # what `prepare` returned
+    number: int  # steps before this one in the stage
+    draw: Callable[[str], torch.Generator]  # randomness of this step, by purpose
+
+
+class Method:
+    """Base of all methods: every student follows its losses alone, with constant weights."""
+
+    losses: tuple[str, ...] = ("alpha",)
+    """Symbols of the loss weights, the label's first."""
+    learned = False
+    """Whether a C-NET sets the weights; `weights` is not asked then."""
+
+    def __init__(self, settings: DistillSection) -> None:
+        self.settings = settings
+
+    def stages(self, students: Sequence[str]) -> list[Stage]:
+        """Which students train together, in order. students: names by falling parameter count."""
+        return [Stage(tuple(students))]
+
+    def symbols(self, stage: Stage) -> tuple[str, ...]:
+        """The losses of this stage, one symbol each; one guide fewer than symbols."""
+        return self.losses
+
+    def prepare(self, survey: Survey) -> dict[str, Tensor]:
+        """A pass before training; what it returns is saved with the run and comes back in every Step."""
+        return {}
+
+    def guides(self, step: Step) -> Tensor | None:
+        """The target logits that the students follow, [n, k or 1, g, C], or None."""
+        return None
+
+    def weights(self, step: Step) -> Tensor:
+        """Constant weights of the losses, broadcastable to [n, k, 1 + g]."""
+        raise AssertionError(f"{type(self).__name__} neither learns its weights nor sets them")

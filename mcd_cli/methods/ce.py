@@ -1,0 +1,19 @@
+"""CE: the labels alone, for the same epochs as every other method (Table 1, column CE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mcd_cli.methods.base import Method, Stage, Step
+
+
+class CE(Method):
+    """L_j = 1/n Σ_i ce_ij."""
+
+    def stages(self, students: Sequence[str]) -> list[Stage]:
+        return [Stage(tuple(students), teachers=())]
+
+    def weights(self, step: Step) -> Tensor:
+        return step.logits.new_ones(1)

@@ -1,0 +1,36 @@
+"""MC-Distil: a coordinator weighs each image's losses for each student (Eq. 3 and 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mcd_cli.losses import pooled
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step
+
+
+class MCDistilNoPS(Method):
+    """L_j = 1/n Σ_i α_ij ce_ij + β_ij kd_ij(z_T), with (α, β) = g_φ(x)  (Eq. 3)."""
+
+    losses = ("alpha", "beta")
+    learned = True
+
+    def guides(self, step: Step) -> Tensor:
+        return step.teachers[TEACHER][:, None, None]
+
+
+class MCDistil(MCDistilNoPS):
+    """L_j = 1/n Σ_i α_ij ce_ij + β_ij kd_ij(z_T) + γ_ij kd_ij(z_PS), with (α, β, γ) = g_φ(x)  (Eq. 5)."""
+
+    losses = ("alpha", "beta", "gamma")
+
+    def symbols(self, stage: Stage) -> tuple[str, ...]:
+        # one student pooled with itself has nothing to learn from itself
+        return self.losses if len(stage.students) > 1 else MCDistilNoPS.losses
+
+    def guides(self, step: Step) -> Tensor:
+        z_teacher = step.teachers[TEACHER]
+        if step.logits.shape[1] == 1:
+            return super().guides(step)
+        z_pooled = pooled(step.logits, step.labels)  # Eq. 4
+        return torch.stack([z_teacher, z_pooled], dim=1)[:, None]

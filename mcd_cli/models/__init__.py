@@ -1,0 +1,62 @@
+"""The zoo: architectures by name. The table is torch-free; `build` imports the one file it needs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mcd_cli.registry import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TORCHVISION = "torchvision:"
+
+_ROWS = {
+    "resnet": (
+        "resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"
+    ),
+    "cifar_resnet": (
+        "resnet20 resnet32 resnet44 resnet56 resnet110 "
+        "resnet20-a resnet32-a resnet44-a resnet56-a resnet110-a resnet8x4 resnet32x4"
+    ),
+    "wideresnet": "wrn-16-2 wrn-40-1 wrn-40-2",
+    "shufflenet": "shufflenet-v2",
+    "mobilenet": "mobilenet-v2x2",
+}
+
+
+class Architectures(Table):
+    """The zoo's own rows, and torchvision's classifiers as `torchvision:NAME` or `torchvision:NAME@small`.
+
+    The latter names are known to torchvision alone, so `check` lets them pass and `build` checks them.
+    """
+
+    def check(self, name: str) -> str:
+        return name if name.startswith(TORCHVISION) else super().check(name)
+
+    def load(self, name: str) -> Any:
+        if not name.startswith(TORCHVISION):
+            return super().load(name)
+        from mcd_cli.models import torchvision_zoo
+
+        return partial(torchvision_zoo.build, name.removeprefix(TORCHVISION))
+
+
+ARCHITECTURES = Architectures(
+    "architecture",
+    {
+        name: f"mcd_cli.models.{family}:{name.replace('-', '_')}"
+        for family, names in _ROWS.items()
+        for name in names.split()
+    },
+)
+
+
+def build(arch: str, num_classes: int) -> nn.Module:
+    """A freshly initialised network, input [n, 3, H, W], output logits [n, num_classes].
+
+    Raises UserError for an unknown name, with the nearest known ones.
+    """
+    network: nn.Module = ARCHITECTURES.load(arch)(num_classes)
+    return network

@@ -1,0 +1,79 @@
+"""C-NET, g_φ(x) → (α, β, γ): how much each loss of each image weighs for each student (§3.3, Eq. 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mcd_cli.models import build
+from mcd_cli.models.students import at_least_float32
+
+
+class Scalars(nn.Module):
+    """Control (g): k·c learned numbers and no network; every image gets the same ones."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(x.shape[0], -1)
+
+
+class Coordinator(nn.Module):
+    """A small classifier of the zoo whose head gives k·c outputs; w = scale · sigmoid(head(x)).
+
+    The head starts at zero, so every weight starts at scale/2 (but for `control="frozen"`, a random C-NET that is
+    never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
+    `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
+    images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
+    Input: images [n, 3, H, W] in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        arch: str,
+        num_students: int,
+        num_losses: int,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scale: float = 1.0,
+        normalise: str = "none",
+        total: float | None = None,
+        control: str = "none",
+    ) -> None:
+        super().__init__()
+        num_outputs = num_students * num_losses
+        self.network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
+        if arch != "scalar" and control != "frozen":
+            head = [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1]
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.shape = (num_students, num_losses)
+        self.scale = scale
+        self.normalise = normalise
+        self.total = total if total is not None else scale / 2 * num_losses
+        self.control = control
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """C-NET's outputs p = sigmoid(head(x)), [n, k, c] in (0, 1)."""
+        head = self.network((x - self.mean) / self.std)
+        return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
+
+    def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """The loss weights w of outputs p, both [n, k, c]; control "shuffle" needs the step's permutation [n]."""
+        w = self.scale * p
+        if self.control == "mean":
+            w = w.mean(dim=0, keepdim=True).expand_as(w)
+        elif self.control == "shuffle":
+            assert permutation is not None
+            w = w[permutation]
+        if self.normalise == "mean":
+            w = self.total * w / w.sum(dim=-1, keepdim=True).mean(dim=0, keepdim=True)
+        return w

@@ -1,0 +1,21 @@
+"""What every family of the zoo shares: the pooling before the head, and the initial weights."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Global average: feature maps [n, c, h, w] of any size → [n, c]."""
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def initialise(network: nn.Module) -> None:
+    """Convolutions kaiming-normal (fan-out, ReLU; He et al. 2015), BatchNorm 1 and 0; linear as in torch."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)

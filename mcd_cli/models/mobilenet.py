@@ -1,0 +1,69 @@
+"""MobileNetV2 (Sandler et al. 2018) for small images, after CRD (Tian et al. 2020): second stage stride 1."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mcd_cli.models.layers import initialise, pooled
+
+
+def conv_bn_relu(
+    in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    ]
+
+
+class InvertedResidual(nn.Module):
+    """1×1 up to `expansion` times the channels, 3×3 depthwise, 1×1 down; added to x where shapes agree."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        self.conv = nn.Sequential(
+            *conv_bn_relu(in_channels, inner, 1),
+            *conv_bn_relu(inner, inner, 3, stride, groups=inner),
+            *conv_bn_relu(inner, channels, 1)[:2],
+        )
+        self.adds = stride == 1 and in_channels == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return x + out if self.adds else out
+
+
+class MobileNetV2(nn.Module):
+    """Stem of 32 with stride 2, seven stages, 1280, linear. Images [n, 3, H, W] → logits [n, num_classes]."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn_relu(3, 32, 3, stride=2))
+        self.layers = nn.Sequential()
+        in_channels = 32
+        for expansion, channels, num_blocks, stride in (
+            (1, 16, 1, 1),
+            (6, 24, 2, 1),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ):
+            stage = nn.Sequential()
+            for j in range(num_blocks):
+                stage.append(InvertedResidual(in_channels, channels, stride if j == 0 else 1, expansion))
+                in_channels = channels
+            self.layers.append(stage)
+        self.last = nn.Sequential(*conv_bn_relu(in_channels, 1280, 1))
+        self.fc = nn.Linear(1280, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(pooled(self.last(self.layers(self.stem(x)))))
+        return logits
+
+
+mobilenet_v2x2 = MobileNetV2

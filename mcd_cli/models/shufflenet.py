@@ -1,0 +1,64 @@
+"""ShuffleNetV2 (Ma et al. 2018) for small images, after CRD (Tian et al. 2020): a 1×1 stem, no max-pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mcd_cli.models.layers import initialise, pooled
+
+
+def pointwise(in_channels: int, channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+def depthwise(channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+class Unit(nn.Module):
+    """Half of the channels passes by (with stride 2, all channels go both ways); then the halves mix."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.splits = stride == 1
+        inner = half if self.splits else in_channels
+        self.left = nn.Sequential()
+        if not self.splits:
+            self.left = nn.Sequential(*depthwise(in_channels, stride), *pointwise(in_channels, half))
+        self.right = nn.Sequential(*pointwise(inner, half), *depthwise(half, stride), *pointwise(half, half))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1) if self.splits else (x, x)
+        halves = torch.stack((self.left(left), self.right(right)), dim=2)
+        return halves.flatten(1, 2)  # the channels of the two halves by turns
+
+
+class ShuffleNetV2(nn.Module):
+    """Stem of 24; three stages of stride 2; 1024; linear. Images [n, 3, H, W] → logits [n, num_classes]."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*pointwise(3, 24))
+        self.layers = nn.Sequential()
+        in_channels = 24
+        for channels, num_units in ((116, 4), (232, 8), (464, 4)):
+            stage = nn.Sequential()
+            for j in range(num_units):
+                stage.append(Unit(in_channels, channels, stride=2 if j == 0 else 1))
+                in_channels = channels
+            self.layers.append(stage)
+        self.last = nn.Sequential(*pointwise(in_channels, 1024))
+        self.fc = nn.Linear(1024, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(pooled(self.last(self.layers(self.stem(x)))))
+        return logits
+
+
+shufflenet_v2 = ShuffleNetV2

@@ -1,0 +1,42 @@
+"""A student's weights file as a network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+
+from mcd_cli.errors import UserError
+from mcd_cli.models import build
+from mcd_cli.models.normalized import Normalized
+
+
+def load_student(
+    path: Path, *, sha256: str, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]
+) -> Normalized:
+    """The network in eval mode on the CPU: RGB float32 [n, 3, H, W] in [0, 1] → raw logits [n, num_classes].
+
+    Raises UserError when the file is missing, has another sha256, or does not fit the architecture.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"student weights {path} cannot be read: {error.strerror or error}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"student weights {path} are not those of the manifest (sha256 differs); restore the file"
+        )
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the first weights are overwritten; whoever calls keeps their draws
+        network = build(arch, num_classes)
+    try:
+        network.load_state_dict(read_tensors(content))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"student weights {path} are no {arch} of {num_classes} classes: {reason}") from None
+    return Normalized(network, mean, std).eval()

@@ -1,0 +1,81 @@
+"""The students as one module, and any network frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mcd_cli.models import build
+from mcd_cli.models.normalized import Normalized
+from mcd_cli.seeds import seed_of
+
+RGB = tuple[float, ...]
+M = TypeVar("M", bound=nn.Module)
+
+
+def initialise(make: Callable[[], M], *key: int | str) -> M:
+    """A module whose first weights are a function of the key alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("weights", *key))
+        return make()
+
+
+class Students(nn.Module):
+    """Several students, one forward: images [n, 3, H, W] in [0, 1] → logits [n, k, C], float32.
+
+    The images are normalised once for all. A student's first weights depend on (seed, role, its name), never on
+    its position.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        archs: Mapping[str, str],
+        num_classes: int,
+        *,
+        mean: RGB,
+        std: RGB,
+        seed: int,
+        role: str = "student",
+    ) -> None:
+        super().__init__()
+        self.archs = dict(archs)
+        self.networks = nn.ModuleDict(
+            {
+                name: initialise(partial(build, arch, num_classes), seed, role, name)
+                for name, arch in archs.items()
+            }
+        )
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.archs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        return at_least_float32(torch.stack([network(x) for network in self.networks.values()], dim=1))
+
+    def frozen(self, name: str) -> Normalized:
+        """That student as a finished network: eval mode, no gradient."""
+        return freeze(
+            self.networks[name], tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist())
+        )
+
+
+def freeze(network: nn.Module, mean: RGB, std: RGB) -> Normalized:
+    """A network that takes images in [0, 1], in eval mode and without gradients."""
+    model = Normalized(network, mean, std).eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def at_least_float32(z: Tensor) -> Tensor:
+    """Losses are never taken in bf16."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))

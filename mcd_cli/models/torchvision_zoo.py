@@ -1,0 +1,85 @@
+"""torchvision's classifiers, untrained: `NAME`, or `NAME@small` with the stem adapted to small images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from mcd_cli.errors import UserError, unknown
+
+SMALL = "@small"
+
+# Families that can be adapted, and the max-pool behind their first convolution ("" where a stage halves instead).
+FIRST_POOLS = {
+    "resnet": "maxpool",
+    "resnext": "maxpool",
+    "wide_resnet": "maxpool",
+    "shufflenet": "maxpool",
+    "googlenet": "maxpool1",
+    "densenet": "features.pool0",
+    "squeezenet": "features.2",
+    "efficientnet": "",
+    "mnasnet": "",
+    "mobilenet": "",
+    "regnet": "",
+}
+
+# Auxiliary heads are for training only; without init_weights these two warn.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "transform_input": False, "init_weights": True},
+}
+
+
+def names() -> list[str]:
+    """The names of torchvision's image classifiers."""
+    found: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return found
+
+
+def adapts(name: str) -> bool:
+    """Whether `NAME@small` exists."""
+    return name.startswith(tuple(FIRST_POOLS))
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """torchvision's NAME or NAME@small with random weights, images [n, 3, H, W] → logits [n, num_classes].
+
+    `@small` leaves out the first two halvings, so that 32×32 ends as 4×4 where 224×224 ends as 7×7: the first
+    convolution gets stride 1 and at most 3×3, and the max-pool behind it goes or, where there is none, the next
+    stage gets stride 1. Raises UserError for an unknown name or a network that cannot be adapted.
+    """
+    plain = name.removesuffix(SMALL)
+    if plain not in names():
+        raise unknown("torchvision architecture", plain, names())
+    if name != plain and not adapts(plain):
+        raise UserError(f"torchvision:{plain} has no stem to adapt to small images; use it without {SMALL}")
+    network: nn.Module = torchvision.models.get_model(
+        plain, weights=None, num_classes=num_classes, **ARGUMENTS.get(plain, {})
+    )
+    if name != plain:
+        adapt(network, next(pool for family, pool in FIRST_POOLS.items() if plain.startswith(family)))
+    return network
+
+
+def adapt(network: nn.Module, first_pool: str) -> None:
+    """Take out the halving of the first convolution and the one behind it, in place."""
+    convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    first, *others = convs
+    old = convs[first]
+    kernel = min(old.kernel_size[0], 3)
+    stem = nn.Conv2d(3, old.out_channels, kernel, padding=kernel // 2, bias=old.bias is not None)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    if stem.bias is not None:
+        nn.init.zeros_(stem.bias)
+    network.set_submodule(first, stem)
+    if first_pool:
+        network.set_submodule(first_pool, nn.Identity())
+        return
+    halving = [name for name in others if convs[name].stride == (2, 2)]
+    stage = halving[0].split(".")[:2]
+    for name in halving:
+        if name.split(".")[:2] == stage:  # RegNet halves in a block and in its shortcut
+            convs[name].stride = (1, 1)

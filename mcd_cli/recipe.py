@@ -1,0 +1,326 @@
+"""Recipes: everything that decides a run's result, typed, frozen, read from TOML. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mcd_cli.data import DATASETS
+from mcd_cli.errors import UserError, unknown
+from mcd_cli.methods import METHODS
+from mcd_cli.models import ARCHITECTURES
+from mcd_cli.norms import parse_norm
+from mcd_cli.quantities import interval
+
+STUDENT_NAME = re.compile(r"[a-z0-9_-]+")
+PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
+
+Fraction = Field(ge=0, le=1)
+Positive = Field(gt=0)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class TeacherSection(Section):
+    """The frozen teacher: a file, or an architecture that the same engine trains first."""
+
+    file: str | None = None
+    arch: str | None = None
+    norm: str = "auto"
+    epochs: int = Field(200, ge=1)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str | None) -> str | None:
+        return arch if arch is None else ARCHITECTURES.check(arch)
+
+    @field_validator("norm")
+    @classmethod
+    def _is_norm(cls, norm: str) -> str:
+        parse_norm(norm)
+        return norm
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> TeacherSection:
+        if self.file is None and self.arch is None:
+            raise ValueError("needs a file or an arch")
+        return self
+
+
+class WarmStartSection(Section):
+    """CE training of every student before any method starts (A.3); 0 epochs = random start."""
+
+    epochs: int = Field(200, ge=0)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+
+
+class OptimizerSection(Section):
+    """The students' SGD in the method's own stages (A.3)."""
+
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerSection:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class ScheduleSection(Section):
+    """Learning rate over the steps of a stage: cosine to 0, or constant."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+
+
+class AugmentSection(Section):
+    """Training augmentation; its seed is the run's own unless set."""
+
+    preset: Literal["none", "digits", "cifar", "tiny", "strong"] = "cifar"
+    seed: int | None = Field(None, ge=0)
+
+
+class DistillSection(Section):
+    """Temperature and, for the methods with constant weights, λ of Eq. 1."""
+
+    tau: float = Field(2.0, gt=0)
+    lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
+
+    model_config = ConfigDict(**Section.model_config, populate_by_name=True, serialize_by_alias=True)
+
+
+class CoordinatorSection(Section):
+    """C-NET: its network, its optimiser and when it learns (§3.4, Algorithm 1)."""
+
+    arch: str = "resnet32"
+    scale: float = Field(1.0, gt=0)
+    normalise: Literal["none", "mean"] = "none"
+    total: float | None = Field(None, gt=0)
+    control: Literal["none", "mean", "shuffle", "frozen"] = "none"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    every: int = Field(20, ge=1)
+    unit: Literal["step", "epoch"] = "step"
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str) -> str:
+        return arch if arch == "scalar" else ARCHITECTURES.check(arch)
+
+    @model_validator(mode="after")
+    def _total_needs_normalise(self) -> CoordinatorSection:
+        if self.total is not None and self.normalise == "none":
+            raise ValueError('total is used only with normalise = "mean"')
+        return self
+
+
+class CheckpointSection(Section):
+    """When to save besides each epoch's end: "20steps" or "2min"."""
+
+    every: str | None = None
+
+    @field_validator("every")
+    @classmethod
+    def _is_interval(cls, every: str | None) -> str | None:
+        if every is not None:
+            interval(every)
+        return every
+
+
+class Recipe(Section):
+    """One run: running the same recipe again gives the same ladder."""
+
+    dataset: str = "digits"
+    data_root: str | None = None
+    image_size: int | None = Field(None, ge=8, le=1024)
+    batch_size: int = Field(400, ge=2)
+    epochs: int = Field(500, ge=1)
+    seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0)
+    method: str = "mc-distil"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: bool = True
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    students: dict[str, str] = Field(default_factory=lambda: dict(PAPER_STUDENTS), min_length=1)
+    teacher: TeacherSection = TeacherSection(arch="resnet10-l")
+    warm_start: WarmStartSection = WarmStartSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    augment: AugmentSection = AugmentSection()
+    distill: DistillSection = DistillSection()
+    coordinator: CoordinatorSection = CoordinatorSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return METHODS.check(method)
+
+    @field_validator("students", mode="before")
+    @classmethod
+    def _named(cls, students: Any) -> Any:
+        return name_students(students) if isinstance(students, list) else students
+
+    @field_validator("students")
+    @classmethod
+    def _known_students(cls, students: dict[str, str]) -> dict[str, str]:
+        for name, arch in students.items():
+            if not STUDENT_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no student name ([a-z0-9_-]+); write NAME={name}")
+            if name == "teacher":
+                raise ValueError("'teacher' is the teacher's own name; give the student another")
+            ARCHITECTURES.check(arch)
+        return students
+
+    @property
+    def augment_seed(self) -> int:
+        return self.seed if self.augment.seed is None else self.augment.seed
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def sha256(self) -> str:
+        """Hash of what decides the result: without paths and checkpoint intervals."""
+        content = self.model_dump(exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def name_students(items: Iterable[str]) -> dict[str, str]:
+    """`["resnet10-s", "big=resnet10-m"]` → name → architecture; a name used twice is an error."""
+    students: dict[str, str] = {}
+    for item in items:
+        name, _, arch = str(item).strip().partition("=")
+        if name in students:
+            raise UserError(f"student {name!r} stands twice; give each a name of its own: NAME={arch or name}")
+        students[name] = arch or name
+    return students
+
+
+def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: str | None = None) -> Recipe:
+    """The resolved recipe: defaults < the recipe (and what it extends) < overrides (dotted keys).
+
+    Without a name, the recipe named after the data set (`folder` for an image folder). Raises UserError with the
+    nearest name or key.
+    """
+    if name is None:
+        wanted = dataset or "digits"
+        name = wanted if wanted in DATASETS else "folder"
+    return parse_recipe(_merged(_read(name), overrides))
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A plain nested mapping → Recipe; the first thing wrong with it is told in one line."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in _recipes_folder().glob("*.toml"))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`key=value` of --set: a TOML value; a bare word is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = _find(name)
+    if str(path) in seen:
+        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, str(path)))}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise UserError(f"recipe {path}: extends takes one recipe's name, got {base!r}")
+    beside = path.parent / f"{base}.toml"
+    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, str(path))), content)
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no recipe file {name}")
+        return path
+    path = _recipes_folder() / f"{name}.toml"
+    if not path.is_file():
+        raise unknown("recipe", name, recipe_names())
+    return path
+
+
+def _recipes_folder() -> Path:
+    """Inside the package when installed from a wheel, beside it in a checkout or an editable install."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """base with changes laid over it; dotted keys reach into tables. `students` is replaced, not merged."""
+    merged = dict(base)
+    for dotted, value in changes.items():
+        key, _, rest = dotted.partition(".")
+        if rest:
+            inner = merged.get(key, {})
+            if not isinstance(inner, Mapping):
+                raise UserError(f"recipe key {key!r} is a value, not a table; {dotted!r} does not exist")
+            merged[key] = _merged(inner, {rest: value})
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "students":
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        owner = _section(path[:-1])
+        fields = [info.alias or key for key, info in owner.model_fields.items()]
+        prefix = "".join(f"{part}." for part in path[:-1])
+        return str(unknown("recipe key", dotted, [prefix + field for field in fields]))
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, BaseModel | dict) else f", got {value!r}"
+    return f"recipe key {dotted}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    owner: type[BaseModel] = Recipe
+    for part in path:
+        annotation = owner.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        owner = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return owner

@@ -1,0 +1,176 @@
+"""What a person sees: the live view of a run, its table, its picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.ladder import Ladder, StudentEntry
+from mcd_cli.quantities import show_count, show_size
+
+Z95 = 1.96  # standard errors: 95 % of a normal distribution
+
+
+class View:
+    """The live view on stderr: a bar on a terminal, a line per epoch elsewhere, warnings always."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.num_epochs: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Warned(text):
+                self.console.print(f"[yellow]warning:[/] {escape(text)}")
+            case _ if self.quiet:
+                return
+            case Said(text):
+                self.console.print(escape(text))
+            case StageStarted():
+                self._start(event)
+            case Stepped(_, step):
+                if self.progress is not None and self.task is not None:
+                    self.progress.update(self.task, completed=step)
+            case EpochEnded(record):
+                self._epoch(record)
+            case StageEnded(stage, accuracy):
+                self.close()
+                self.console.print(f"{stage}: {_accuracies(accuracy)} on V at its best")
+
+    def say(self, text: str) -> None:
+        self(Said(text))
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _start(self, event: StageStarted) -> None:
+        self.num_epochs[event.stage] = event.num_epochs
+        going_on = f", going on from step {event.step}" if event.step else ""
+        self.console.print(f"{event.stage}: {', '.join(event.students)}, {event.num_epochs} epochs{going_on}")
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.progress.add_task(event.stage, total=event.num_steps, completed=event.step)
+            self.progress.start()
+
+    def _epoch(self, record: Mapping[str, Any]) -> None:
+        accuracy = {name: student["val_accuracy"] for name, student in record["students"].items()}
+        if self.progress is not None and self.task is not None:
+            mean = sum(accuracy.values()) / len(accuracy)
+            self.progress.update(self.task, description=f"{record['stage']}  V {mean:.1%}")
+        else:
+            done = f"{record['epoch']}/{self.num_epochs[record['stage']]}"
+            self.console.print(f"{record['stage']} {done}: {_accuracies(accuracy)} on V")
+
+
+def _accuracies(accuracy: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
+
+
+def ladder_table(ladder: Ladder) -> Table:
+    """The ladder as people compare it; accuracies on the test set, ± is 95 %."""
+    num_test = ladder.dataset.sizes["test"]
+    has_start = any(student.accuracy.ce is not None for student in ladder.students)
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("student", no_wrap=True)
+    for column in ("MACs", "params", "bytes", *(("CE (warm start)",) if has_start else ()), ladder.method):
+        table.add_column(column, justify="right", no_wrap=True)
+    if has_start:
+        table.add_column("gain", justify="right", no_wrap=True)
+    for student in ladder.students:
+        cells = [student.name, show_count(student.macs), show_count(student.params), show_size(student.bytes)]
+        start = student.accuracy.ce
+        if has_start:
+            cells.append("" if start is None else f"{start:.1%}")
+        cells.append(f"{student.accuracy.test:.1%} ± {100 * Z95 * standard_error(student.accuracy.test, num_test):.1f}")
+        cells.append("" if start is None else _gain(student))
+        table.add_row(*cells[: len(table.columns)])
+    if ladder.teacher is not None:
+        teacher = ladder.teacher
+        table.caption = (
+            f"{num_test:,} test images; ± and 'within noise' at 95 %; "
+            f"teacher {teacher.arch} {teacher.accuracy.test:.1%}; seed {ladder.seed}"
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Of an accuracy measured on that many images (binomial)."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def _gain(student: StudentEntry) -> str:
+    assert student.accuracy.ce is not None
+    gain = student.accuracy.test - student.accuracy.ce
+    error = student.accuracy.gain_error
+    noisy = error is not None and abs(gain) <= Z95 * error
+    return f"{100 * gain:+.1f}" + (" (within noise)" if noisy else "")
+
+
+def print_ladder(ladder: Ladder, json_output: bool) -> None:
+    """The result on stdout: a table, or the manifest as one JSON document."""
+    if json_output:
+        assert ladder.folder is not None
+        document = json.loads((ladder.folder / "ladder.json").read_text(encoding="utf-8"))
+        print(json.dumps(document | {"run": str(ladder.folder)}))
+        return
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(ladder_table(ladder))
+
+
+def draw_ladder(ladder: Ladder, folder: Path) -> None:
+    """ladder.png and ladder.svg: test accuracy over MACs, from the CE start to the distilled end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    macs = [student.macs / 1e6 for student in ladder.students]
+    end = [100 * student.accuracy.test for student in ladder.students]
+    axes.plot(macs, end, "-", color="#1b6ca8", alpha=0.35, zorder=1)
+    axes.scatter(macs, end, color="#1b6ca8", zorder=3, label=ladder.method)
+    for student, x, y in zip(ladder.students, macs, end, strict=True):
+        if student.accuracy.ce is not None:
+            start = 100 * student.accuracy.ce
+            axes.scatter([x], [start], facecolors="white", edgecolors="#777777", zorder=2)
+            axes.annotate("", (x, y), (x, start), arrowprops={"arrowstyle": "->", "color": "#777777"}, zorder=2)
+        axes.annotate(student.name, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+    if any(student.accuracy.ce is not None for student in ladder.students):
+        axes.scatter([], [], facecolors="white", edgecolors="#777777", label="CE (warm start)")
+    if ladder.teacher is not None:
+        accuracy = 100 * ladder.teacher.accuracy.test
+        axes.axhline(accuracy, color="#c0504d", linestyle="--", linewidth=1, label=f"teacher {ladder.teacher.arch}")
+    axes.set_xscale("log")
+    axes.set_xlabel("million MACs per image")
+    axes.set_ylabel("test accuracy (%)")
+    axes.margins(x=0.12, y=0.15)
+    axes.set_title(f"{ladder.dataset.name}, {ladder.dataset.sizes['test']:,} test images, seed {ladder.seed}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"ladder.{suffix}", dpi=150)
+    pyplot.close(figure)

@@ -27,9 +27,7 @@ class _Cost:
 
 _COSTS = {
     "max_macs": _Cost(quantities.count, quantities.show_count, lambda student: student.macs),
-    "max_params": _Cost(
-        quantities.count, quantities.show_count, lambda student: student.params, " parameters"
-    ),
+    "max_params": _Cost(quantities.count, quantities.show_count, lambda student: student.params, " parameters"),
     "max_size": _Cost(quantities.size, quantities.show_size, lambda student: student.bytes, " of weights"),
     "max_latency": _Cost(quantities.duration, quantities.show_ms, lambda student: student.latency_ms),
 }
@@ -37,7 +35,7 @@ _COSTS = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits in base units: MACs, parameters, bytes of float32 weights, milliseconds, a fraction on V."""
+    """Limits in base units: MACs, parameters, bytes of the weights file, milliseconds, a fraction on V."""
 
     max_macs: float | None = None
     max_params: float | None = None
@@ -58,9 +56,7 @@ class Budget:
             except UserError as error:
                 raise UserError(f"{_option(name)}: {error}") from None
             if cost and parsed[name] == 0:
-                raise UserError(
-                    f"{_option(name)} {written}: every student costs something; allow more than 0"
-                )
+                raise UserError(f"{_option(name)} {written}: every student costs something; allow more than 0")
         return cls(**parsed)
 
     def limits(self) -> dict[str, float]:
@@ -96,6 +92,8 @@ class Miss:
         need = cost.show(self.need, 3)
         if need == cost.show(self.budget, 3):
             need = f"{self.need:,}"  # too near for three digits
+        if self.excess > 10:
+            return f"needs {need}{cost.noun}: {self.need / self.budget:,.0f} times the budget"
         return f"needs {need}{cost.noun}: {_two_digits(100 * self.excess)} % over"
 
 
@@ -110,6 +108,11 @@ class Candidate:
     @property
     def fits(self) -> bool:
         return not self.misses
+
+    @property
+    def excess(self) -> float:
+        """How far off the limit is that it breaks worst; 0 where it fits."""
+        return max((miss.excess for miss in self.misses), default=0.0)
 
     def __str__(self) -> str:
         return f"{self.student.name} {' and '.join(map(str, self.misses)) or 'fits'}"
@@ -132,9 +135,7 @@ class Choice:
         smallest = min(self.candidates, key=lambda candidate: candidate.student.macs)
         if smallest is self.nearest:
             raise NothingFits(f"no student fits {self.budget}; the smallest comes nearest: {smallest}")
-        raise NothingFits(
-            f"no student fits {self.budget}; nearest miss: {self.nearest}; smallest: {smallest}"
-        )
+        raise NothingFits(f"no student fits {self.budget}; nearest miss: {self.nearest}; smallest: {smallest}")
 
 
 def choose(students: Sequence[StudentEntry], budget: Budget) -> Choice:
@@ -151,9 +152,7 @@ def choose(students: Sequence[StudentEntry], budget: Budget) -> Choice:
         budget,
         candidates,
         chosen=max(fitting, key=lambda student: (student.accuracy.val, -student.macs), default=None),
-        nearest=min(
-            missing, key=lambda candidate: max(miss.excess for miss in candidate.misses), default=None
-        ),
+        nearest=min(missing, key=lambda candidate: candidate.excess, default=None),
     )
 
 
@@ -167,8 +166,7 @@ def _misses(student: StudentEntry, budget: Budget) -> tuple[Miss, ...]:
         need = _COSTS[name].of(student)
         if need is None:
             raise UserError(
-                f"{_option(name)}: the latency of {student.name} has not been measured yet; "
-                "limit --max-macs instead"
+                f"{_option(name)}: the latency of {student.name} has not been measured yet; limit --max-macs instead"
             )
         if need > limit:
             misses.append(Miss(name, need, limit))

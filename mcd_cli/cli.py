@@ -24,14 +24,27 @@ app = typer.Typer(
 
 @app.command()
 def distill(
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name or a .toml file.", show_default="named after the data set")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one recipe key; repeatable.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or a .toml file.", show_default="named after the data set"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one recipe key; repeatable."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits"),
+    ] = None,
     data_root: Annotated[str | None, typer.Option(help="Where a built-in data set's files lie.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A weights file, or an architecture to train first.")] = None,
-    teacher_arch: Annotated[str | None, typer.Option(help="Architecture of the teacher's file.", show_default="recognised")] = None,
-    teacher_norm: Annotated[str | None, typer.Option(help="auto, cifar10, cifar100, imagenet, half, none, or R,G,B/R,G,B.")] = None,
+    teacher_arch: Annotated[
+        str | None, typer.Option(help="Architecture of the teacher's file.", show_default="recognised")
+    ] = None,
+    teacher_norm: Annotated[
+        str | None, typer.Option(help="auto, cifar10, cifar100, imagenet, half, none, or R,G,B/R,G,B.")
+    ] = None,
     students: Annotated[str | None, typer.Option(help="a,b,… or name=arch,…")] = None,
     method: Annotated[str | None, typer.Option(help="ce, kd, mc-distil or mc-distil-nops.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
@@ -91,7 +104,9 @@ def distill(
 
 @app.command()
 def profile(
-    archs: Annotated[list[str] | None, typer.Argument(metavar="ARCH…", help="Architectures; none: the paper's Table 3.")] = None,
+    archs: Annotated[
+        list[str] | None, typer.Argument(metavar="ARCH…", help="Architectures; none: the paper's Table 3.")
+    ] = None,
     input_shape: Annotated[str, typer.Option("--input", metavar="3xHxW", help="Input shape.")] = "3x32x32",
     classes: Annotated[int, typer.Option(min=1)] = 100,
     run: Annotated[str | None, typer.Option(help="The students of a finished run.")] = None,
@@ -101,7 +116,14 @@ def profile(
     """MACs, parameters and bytes of architectures, or of a run's students."""
     from mcd_cli.commands.profile import profile as show
 
-    show(archs or [], input_shape=input_shape, classes=classes, run=run, by_layer=by_layer, json_output=json_output)
+    show(
+        archs or [],
+        input_shape=input_shape,
+        classes=classes,
+        run=run,
+        by_layer=by_layer,
+        json_output=json_output,
+    )
 
 
 @app.command()

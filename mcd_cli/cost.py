@@ -77,9 +77,7 @@ def profile(model: nn.Module, input_shape: Sequence[int]) -> Cost:
         macs=sum(layer.macs for layer in by_layer),
         params=sum(layer.params for layer in by_layer),
         bytes=_stored_bytes(model),
-        uncounted=tuple(
-            sorted(op for op in seen if op not in _COUNTED and op.removesuffix("_") not in _FREE)
-        ),
+        uncounted=tuple(sorted(op for op in seen if op not in _COUNTED and op.removesuffix("_") not in _FREE)),
         by_layer=by_layer,
     )
 

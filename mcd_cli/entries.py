@@ -34,6 +34,7 @@ class DatasetEntry:
     std: tuple[float, float, float]
     split_seed: int
     fingerprint: str
+    sizes: dict[str, int] = field(default_factory=dict)  # images in train, val and test
 
     def __post_init__(self) -> None:
         check(len(self.classes) > 0, "has no classes")
@@ -74,6 +75,7 @@ class Accuracy:
     last: float
     val: float
     test: float
+    gain_error: float | None = None  # standard error of test − ce, paired over the test images
 
     def __post_init__(self) -> None:
         values = (self.ce or 0.0, self.last, self.val, self.test)
@@ -84,7 +86,7 @@ class Accuracy:
 class StudentEntry:
     """One student: where its weights lie (relative to the run's folder) and what it costs.
 
-    sha256: of the weights file. macs: multiply-adds of one image. bytes: float32 weights. latency: empty
+    sha256: of the weights file. macs: multiply-adds of one image. bytes: of that file, float32. latency: empty
     until measured, then {median_ms, ...} with how it was measured. exports: format -> relative path.
     """
 

@@ -51,7 +51,7 @@ class Ladder:
     recipe_sha256: str
     seed: int
     device: str
-    precision: str | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)  # the device's model, precision, threads, versions
     students: tuple[StudentEntry, ...]
     folder: Path | None = field(default=None, repr=False, compare=False)  # not stored
 
@@ -139,9 +139,7 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
         if not (folder / MANIFEST).exists():
-            raise UserError(
-                f"{folder} is no finished run (no {MANIFEST}); `mcd distill --resume DIR` finishes one"
-            )
+            raise UserError(f"{folder} is no finished run (no {MANIFEST}); `mcd distill --resume DIR` finishes one")
         return folder
     finished = sorted(manifest.parent for manifest in Path(under).glob(f"*/{MANIFEST}"))
     if not finished:
@@ -156,9 +154,7 @@ def _age(folder: Path) -> tuple[datetime, str]:
     try:
         return _created(created), folder.name
     except ValueError as error:
-        raise UserError(
-            f"{folder / MANIFEST}: {error}; repair or move it, or name a run: --run DIR"
-        ) from None
+        raise UserError(f"{folder / MANIFEST}: {error}; repair or move it, or name a run: --run DIR") from None
 
 
 def _created(text: Any) -> datetime:

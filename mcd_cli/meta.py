@@ -73,7 +73,7 @@ def directional_losses(
     with warnings.catch_warnings():
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
-        _, tangent = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))
+        tangent: Tensor = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))[1]
     return tangent.detach()
 
 

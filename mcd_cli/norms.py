@@ -31,5 +31,7 @@ def parse_norm(text: str) -> tuple[RGB, RGB] | None:
     except ValueError:
         mean, std = (), ()
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise UserError(f"normalisation {text!r} is not mean/std as R,G,B/R,G,B; for example .485,.456,.406/.229,.224,.225")
+        raise UserError(
+            f"normalisation {text!r} is not mean/std as R,G,B/R,G,B; for example .485,.456,.406/.229,.224,.225"
+        )
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from mcd_cli.errors import UserError
 
 _MICRO = ("us", "\u00b5s", "\u03bcs")  # the letter u, the micro sign, the Greek letter
-_WRITTEN = re.compile(
-    r"(\d*)(?:\.(\d*))?(?:e([+-]?\d{1,2}))?\s*([a-z\u00b5\u03bc%]*)", re.ASCII | re.IGNORECASE
-)
+_WRITTEN = re.compile(r"(\d*)(?:\.(\d*))?(?:e([+-]?\d{1,2}))?\s*([a-z\u00b5\u03bc%]*)", re.ASCII | re.IGNORECASE)
 _LONGEST = 40  # characters; a longer text is no quantity
 _LARGEST = 10**18
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
@@ -168,7 +176,10 @@ def draw_ladder(ladder: Ladder, folder: Path) -> None:
     axes.set_xlabel("million MACs per image")
     axes.set_ylabel("test accuracy (%)")
     axes.margins(x=0.12, y=0.15)
-    axes.set_title(f"{ladder.dataset.name}, {ladder.dataset.sizes['test']:,} test images, seed {ladder.seed}", fontsize=10)
+    axes.set_title(
+        f"{ladder.dataset.name}, {ladder.dataset.sizes['test']:,} test images, seed {ladder.seed}",
+        fontsize=10,
+    )
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     for suffix in ("png", "svg"):

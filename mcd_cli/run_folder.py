@@ -84,13 +84,23 @@ class RunFolder:
         """Leave nothing behind of a run that never began: only for a new folder with no state in it."""
         if not self.is_new or (self.path / CHECKPOINT).exists() or self.metrics_size():
             return
-        self._metrics.close()
+        self.close()
         for name in (RECIPE, METRICS, LOG):
             (self.path / name).unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
             if self.path.parent == Path("runs") and not any(self.path.parent.iterdir()):
                 self.path.parent.rmdir()
+
+    def close(self) -> None:
+        """Let the lock go."""
+        self._metrics.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _locked(self) -> IO[str]:
         try:

@@ -49,9 +49,7 @@ def read(kind: Any, value: Any, where: str) -> Any:
             parts = parts[:1] * len(value)
         if len(value) != len(parts):
             raise ValueError(f"{where} must hold {len(parts)} values, not {len(value)}")
-        return tuple(
-            read(part, item, f"{where}[{i}]") for i, (part, item) in enumerate(zip(parts, value, strict=True))
-        )
+        return tuple(read(part, item, f"{where}[{i}]") for i, (part, item) in enumerate(zip(parts, value, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object")

@@ -173,9 +173,7 @@ def test_a_small_torchvision_resnet_is_the_zoos() -> None:
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "inception_v3"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "inception_v3"])
 def test_torchvision_classifiers(name: str) -> None:
     network = on_meta(f"torchvision:{name}", 13).eval()
     assert network(torch.empty(1, 3, 96, 96, device="meta")).shape == (1, 13)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.errors import McdError, UserError
+from mcd_cli.errors import GateRefused, McdError, UserError
 from mcd_cli.recipe import Recipe, load_recipe, name_students, parse_setting
 from mcd_cli.run_folder import LOG, RunFolder
 
@@ -44,15 +44,17 @@ def run(asked: Asked) -> None:
     else:
         recipe = resolve(asked)
         folder = RunFolder.create(asked.out, recipe)  # the recipe stands before torch is imported
-    try:
-        _train(asked, recipe, folder)
-    except McdError as error:
-        if isinstance(error, UserError):
+    with folder:
+        try:
+            _train(asked, recipe, folder)
+        except (UserError, GateRefused):
             folder.discard()
-        raise
-    except Exception:
-        (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
-        raise
+            raise
+        except McdError:
+            raise
+        except Exception:
+            (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+            raise
 
 
 def resolve(asked: Asked) -> Recipe:
@@ -107,7 +109,8 @@ def _check(asked: Asked) -> None:
         changed = [key for key in asked.overrides if key != "checkpoint.every"]
         if any(value is not None for value in given) or asked.settings or changed:
             raise UserError(
-                "--resume goes on with the recipe in its folder; only --device, --threads and --checkpoint-every may change"
+                "--resume goes on with the recipe in its folder; "
+                "only --device, --threads and --checkpoint-every may change"
             )
 
 

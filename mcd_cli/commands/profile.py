@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
+INPUT_SHAPE, NUM_CLASSES = "3x32x32", 100
 LARGEST_SIDE = 2048  # pixels; the count runs one forward pass
 CONVENTION = "one multiply-add is one MAC, of one image; BatchNorm counts as params, not as MACs"
 
@@ -62,31 +63,29 @@ class Row:
 def profile(
     archs: Sequence[str] = (),
     *,
-    input_shape: str | None = None,
-    classes: int | None = None,
+    input_shape: str = INPUT_SHAPE,
+    classes: int = NUM_CLASSES,
     run: str | Path | None = None,
     by_layer: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Print MACs, parameters and bytes of architectures (default input 3x32x32, 100 classes) or of a run.
+    """Print MACs, parameters and bytes of architectures or of a run's students; alone, Table 3.
 
     Raises UserError for an unknown architecture, what is no shape, and options that contradict each other.
     """
     is_table_3 = not archs and run is None
     if archs and run is not None:
         raise UserError("name architectures or --run, not both")
-    if not archs and (input_shape is not None or classes is not None):
+    if not archs and (input_shape, classes) != (INPUT_SHAPE, NUM_CLASSES):
         raise UserError("--input and --classes need architectures, for example: mcd profile resnet10-s")
     if is_table_3 and by_layer:
-        raise UserError(
-            "--by-layer needs architectures or --run, for example: mcd profile resnet10-s --by-layer"
-        )
+        raise UserError("--by-layer needs architectures or --run, for example: mcd profile resnet10-s --by-layer")
     if is_table_3:
         rows = _table_3_rows()
     elif run is not None:
         rows = _run_rows(run)
     else:
-        rows = _arch_rows(archs, parse_shape(input_shape or "3x32x32"), 100 if classes is None else classes)
+        rows = _arch_rows(archs, parse_shape(input_shape), classes)
     if json_output:
         print_json({"rows": [_document(row, by_layer) for row in rows]})
         return
@@ -101,23 +100,17 @@ def profile(
     talk().print(CONVENTION)
     for row in rows:
         if row.cost.uncounted:
-            talk().print(
-                f"{row.name}: not counted, and perhaps multiply-adds: {', '.join(row.cost.uncounted)}"
-            )
+            talk().print(f"{row.name}: not counted, and perhaps multiply-adds: {', '.join(row.cost.uncounted)}")
 
 
 def parse_shape(text: str) -> Shape:
     """`3x96x96` → (3, 96, 96): colour channels, height, width. Raises UserError."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text, re.ASCII)
     if match is None:
-        raise UserError(
-            f"--input {text!r} is no image shape; write it like 3x96x96 (channels, height, width)"
-        )
+        raise UserError(f"--input {text!r} is no image shape; write it like 3x96x96 (channels, height, width)")
     channels, height, width = (int(side) for side in match.groups())
     if channels != 3:
-        raise UserError(
-            f"--input {text}: the networks take 3 colour channels; write it like 3x{height}x{width}"
-        )
+        raise UserError(f"--input {text}: the networks take 3 colour channels; write it like 3x{height}x{width}")
     if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
         raise UserError(f"--input {text}: height and width must lie between 1 and {LARGEST_SIDE}")
     return channels, height, width
@@ -165,8 +158,11 @@ def _run_rows(run: str | Path) -> list[Row]:
 
 
 def _cost(arch: str, shape: Shape, num_classes: int) -> Cost:
+    import torch
+
     from mcd_cli import cost
 
+    torch.set_num_threads(1)  # one image: threads would only wait for each other
     network = build(arch, num_classes)
     try:
         return cost.profile(network, shape)
@@ -182,9 +178,7 @@ def _print_rows(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         name = row.name if row.name == row.arch else f"{row.name} ({row.arch})"
         mark = " + uncounted" if row.cost.uncounted else ""
-        drawn.add_row(
-            name, show_count(row.cost.macs) + mark, f"{row.cost.params:,}", show_size(row.cost.bytes)
-        )
+        drawn.add_row(name, show_count(row.cost.macs) + mark, f"{row.cost.params:,}", show_size(row.cost.bytes))
     console.print(drawn)
 
 

@@ -48,20 +48,17 @@ def select(
 
 def _explain(ladder: Ladder, choice: Choice) -> None:
     console = talk()
-    console.print(
-        f"{ladder.folder}: {str(choice.budget) or 'no limit'}; accuracy on V decides, test is only shown"
-    )
+    console.print(f"{ladder.folder}: {str(choice.budget) or 'no limit'}; accuracy on V decides, test is only shown")
     timed = any(candidate.student.latency for candidate in choice.candidates)
-    columns = ["student", "MACs", "params", "weights", *["latency"] * timed, "V", "test", "front", "fits"]
+    columns = ["student", "MACs", "params", "weights", *["latency"] * timed, "V %", "test %", "front", "fits"]
     drawn = table(console, *columns)
-    drawn.columns[-1].justify = "left"
-    drawn.columns[-1].no_wrap = False
     for candidate in choice.candidates:
         drawn.add_row(*_row(candidate, timed), style="bold" if candidate.student is choice.chosen else None)
     console.print(drawn)
-    console.print("front *: no other student is as accurate on V for as few MACs; weights: bytes in float32")
-    if choice.chosen is not None and choice.nearest is not None:
-        console.print(f"nearest miss: {choice.nearest}")
+    console.print("front *: no other student is as accurate on V for as few MACs; weights: size of the float32 file")
+    missing = [candidate for candidate in choice.candidates if not candidate.fits]
+    for candidate in sorted(missing, key=lambda candidate: candidate.excess):
+        console.print(f"{'nearest miss' if candidate is choice.nearest else 'misses'}: {candidate}")
 
 
 def _row(candidate: Candidate, timed: bool) -> list[str]:
@@ -73,10 +70,10 @@ def _row(candidate: Candidate, timed: bool) -> list[str]:
         show_count(student.params),
         show_size(student.bytes),
         *[latency] * timed,
-        f"{100 * student.accuracy.val:.2f} %",
-        f"{100 * student.accuracy.test:.2f} %",
+        f"{100 * student.accuracy.val:.2f}",
+        f"{100 * student.accuracy.test:.2f}",
         "*" if candidate.on_front else "",
-        "; ".join(map(str, candidate.misses)) or "yes",
+        "yes" if candidate.fits else "no",
     ]
 
 

@@ -103,12 +103,7 @@ def _reader(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or "\0" in name
-        or (os.name == "nt" and ("\\" in name or ":" in name))
-    ):
+    if path.is_absolute() or ".." in path.parts or "\0" in name or (os.name == "nt" and ("\\" in name or ":" in name)):
         raise Refused(f"{name!r} would leave the folder")
     return path
 

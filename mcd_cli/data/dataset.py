@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 RGB = tuple[float, float, float]
-BLOCK = 512  # images measured at a time
+BLOCK_BYTES = 2**24  # of images measured at a time
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ def measured(
     digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
     digest.update(parts.tobytes())
     moments = np.empty((len(images), 2, 3), dtype=np.int64)
-    for start in range(0, len(images), BLOCK):
-        block = np.ascontiguousarray(images[start : start + BLOCK])
+    step = max(1, BLOCK_BYTES // int(np.prod(images.shape[1:])))
+    for start in range(0, len(images), step):
+        block = np.ascontiguousarray(images[start : start + step])
         digest.update(block.data)
         values = block.reshape(len(block), 3, -1).astype(np.uint32)  # 255^2 fits
-        moments[start : start + BLOCK, 0] = values.sum(axis=-1, dtype=np.int64)
-        moments[start : start + BLOCK, 1] = (values * values).sum(axis=-1, dtype=np.int64)
+        moments[start : start + step, 0] = values.sum(axis=-1, dtype=np.int64)
+        moments[start : start + step, 1] = (values * values).sum(axis=-1, dtype=np.int64)
     return Decoded(classes, images, labels, parts, moments, digest.hexdigest())
 
 

@@ -67,11 +67,10 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             except urllib.error.HTTPError as error:
                 error.close()
                 reason = f"the server answers {error.code} {error.reason}"
-                if error.code == 416:  # nothing of that range: the part is not of this file
-                    part.unlink(missing_ok=True)
-                elif error.code < 500:
-                    break
-                continue
+                if error.code != 416 or not resumed:  # 416: nothing is left to send, so see what is there
+                    if error.code < 500:
+                        break
+                    continue
             except _Local as error:
                 raise RunFailed(f"cannot write {str(part)!r}: {error}") from error
             except (OSError, HTTPException) as error:
@@ -86,8 +85,7 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             if not resumed:  # what was there before may have been wrong; what came whole just now is
                 break
     raise RunFailed(
-        f"cannot download {download.name} ({reason}); "
-        f"fetch {download.url} elsewhere and put it into {str(folder)!r}"
+        f"cannot download {download.name} ({reason}); fetch {download.url} elsewhere and put it into {str(folder)!r}"
     )
 
 
@@ -103,9 +101,7 @@ def _transfer(download: Download, part: Path, report: Callable[[str], None]) -> 
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         have, total = _range(response, have)
         size = f" of {total / 1e6:.0f}" if total is not None else ""
-        report(
-            f"downloading {download.name} from {urlsplit(download.url).hostname}: {have / 1e6:.0f}{size} MB"
-        )
+        report(f"downloading {download.name} from {urlsplit(download.url).hostname}: {have / 1e6:.0f}{size} MB")
         said = time.monotonic()
         with _local(lambda: part.open("r+b" if part.exists() else "w+b")) as file:
             _local(lambda: file.truncate(have))
@@ -137,9 +133,7 @@ def _local(action: Callable[[], T]) -> T:
         return action()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise _Local(
-            "no space left; free some or set MCD_CACHE elsewhere" if full else _line(error)
-        ) from error
+        raise _Local("no space left; free some or set MCD_CACHE elsewhere" if full else _line(error)) from error
 
 
 def _md5(path: Path) -> str:

@@ -40,6 +40,8 @@ def listing(request: Request) -> Listing:
         loose = walk.images(folder, deep=False)
         if loose:
             raise UserError(f"image {loose[0].path!r} in {where!r} lies in no class folder; move it into one")
+        if not names and part != Part.ANY:
+            raise UserError(f"folder {folder + '/'!r} in {where!r} holds no class folders")
         for name in names:
             _check_text(name, where)
             files = walk.images(f"{folder}/{name}" if folder else name)
@@ -57,6 +59,8 @@ def listing(request: Request) -> Listing:
     index = {name: label for label, name in enumerate(classes)}
     labels = np.array([index[name] for _, name, _ in found], dtype=np.int64)
     parts = np.array([part for part, _, _ in found], dtype=np.uint8)
+    if not classes:
+        raise UserError(f"{where!r} holds no class folders with images")
     if len(classes) == 1:
         below = request.root / (folders.get(Part.TRAIN) or folders.get(Part.ANY) or "") / classes[0]
         if Walk(below).subfolders():
@@ -87,9 +91,7 @@ def part_folders(walk: Walk, request: Request) -> dict[Part, str]:
     if others:
         if len(named) == 1 or walk.images(train, deep=False):
             return {Part.ANY: ""}
-        request.report(
-            f"taking {', '.join(sorted(named.values()))}; ignoring the other folders: {', '.join(others)}"
-        )
+        request.report(f"taking {', '.join(sorted(named.values()))}; ignoring the other folders: {', '.join(others)}")
     if len(named) == 1:
         return {Part.ANY: train}
     if len(named) == 2:
@@ -102,6 +104,4 @@ def _check_text(name: str, where: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"class folder {name!r} in {where!r} has a name that is no UTF-8; rename it"
-        ) from None
+        raise UserError(f"class folder {name!r} in {where!r} has a name that is no UTF-8; rename it") from None

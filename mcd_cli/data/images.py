@@ -45,9 +45,7 @@ def decode(listing: Listing, request: Request) -> Decoded:
     key = ("images", listing.digest(), str(request.image_size), str(request.skip_bad_images))
 
     def build(side: int | None, notes: list[str]) -> Decoded:
-        return cached(
-            key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report
-        )
+        return cached(key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report)
 
     try:
         return build(request.image_size, [])
@@ -136,7 +134,7 @@ def _open(path: str | Path) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise BadImage("no image format that PIL knows") from None
+        raise BadImage("no image format that PIL knows" if os.path.getsize(path) else "it is empty") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # decoders raise whatever a broken file makes of them
@@ -203,9 +201,7 @@ def resized(images: Pixels, side: int) -> Pixels:
     """uint8 [n, 3, H, W] as [n, 3, side, side], as `square` does."""
     if images.shape[2:] == (side, side):
         return images
-    rows = [
-        np.asarray(square(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0))), side)) for i in images
-    ]
+    rows = [np.asarray(square(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0))), side)) for i in images]
     return np.ascontiguousarray(np.stack(rows).transpose(0, 3, 1, 2))
 
 

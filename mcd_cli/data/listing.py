@@ -71,7 +71,8 @@ class Walk:
         Links are followed; a link back to a folder above itself raises UserError.
         """
         found: list[File] = []
-        pending = [(folder, frozenset([self._identity(folder)]))]
+        above_folder = [str(parent) for parent in Path(folder, "x").parents]
+        pending = [(folder, frozenset(map(self._identity, above_folder)))]
         while pending:
             at, above = pending.pop()
             for entry in self._scan(at):
@@ -81,9 +82,7 @@ class Walk:
                 if _is_folder(entry):
                     identity = self._identity(path)
                     if identity in above:
-                        raise UserError(
-                            f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it"
-                        )
+                        raise UserError(f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it")
                     if deep:
                         pending.append((path, above | {identity}))
                     continue

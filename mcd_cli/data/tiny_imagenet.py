@@ -73,9 +73,7 @@ def listing(root: Path) -> Listing:
         wnid = labelled.get(name, "")
         if wnid not in wnids:
             why = (
-                f"is of class {wnid!r}, which has no folder in train/"
-                if wnid
-                else "has no line in val_annotations.txt"
+                f"is of class {wnid!r}, which has no folder in train/" if wnid else "has no line in val_annotations.txt"
             )
             raise UserError(f"validation image {name!r} in {str(root)!r} {why}")
         found.append((Part.TEST, wnid, file))
@@ -109,6 +107,4 @@ def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
         words[wnid] = synonyms.split(",")[0].strip()
     names = [words.get(wnid) or wnid for wnid in wnids]
     shared = Counter(names)
-    return tuple(
-        name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
-    )
+    return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from mcd_cli.engine.trainer import Weights
 
 
+def gain_error(predicted: Mapping[str, Tensor], name: str) -> float:
+    """Standard error of a student's gain over its warm start, paired over the test images."""
+    right = {kind: (predicted[f"test/{kind}/{name}"] == predicted["test"]).double() for kind in ("best", "ce")}
+    difference = right["best"] - right["ce"]
+    return float(difference.std(correction=0) / len(difference) ** 0.5)
+
+
 def splits(dataset: Dataset) -> dict[str, Tensor]:
     return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
 
@@ -34,7 +42,9 @@ def write_ladder(run: Run) -> Ladder:
     """Read the test set (once), write students/, predictions and ladder.json."""
     dataset, loader, recipe = run.dataset, run.loader, run.recipe
     assert run.teacher is not None
-    predicted: dict[str, Tensor] = {part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"}
+    predicted: dict[str, Tensor] = {
+        part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"
+    }
 
     def accuracy(part: str, model: nn.Module, kind: str) -> float:
         guesses = predictions(model, loader, splits(dataset)[part])
@@ -69,6 +79,7 @@ def write_ladder(run: Run) -> Ladder:
                     last=accuracy("test", student(name, last[name]), f"last/{name}"),
                     val=accuracy("val", chosen, f"best/{name}"),
                     test=accuracy("test", chosen, f"best/{name}"),
+                    gain_error=gain_error(predicted, name) if name in warm else None,
                 ),
             )
         )

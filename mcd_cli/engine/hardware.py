@@ -51,7 +51,7 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # deterministic mode fills fresh memory by default, which costs time and guards only against our own bugs
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     return Hardware(torch.device(device), precision)
@@ -59,7 +59,7 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
 
 def _native_bf16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

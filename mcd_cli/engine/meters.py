@@ -18,7 +18,7 @@ class Meters:
     NAMES = ("losses", "weights", "spread", "saturated", "correct")
 
     def __init__(self, num_students: int, num_losses: int, device: torch.device) -> None:
-        shapes = {name: (num_students, num_losses) for name in self.NAMES} | {"correct": (num_students, 1)}
+        shapes = dict.fromkeys(self.NAMES, (num_students, num_losses)) | {"correct": (num_students, 1)}
         self.sums = {name: torch.zeros(s, dtype=torch.float64, device=device) for name, s in shapes.items()}
         self.count = torch.zeros((), dtype=torch.float64, device=device)
 

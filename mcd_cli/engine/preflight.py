@@ -85,7 +85,9 @@ def _best_reading(teacher: Teacher, loader: Loader, few: Tensor, with_swaps: boo
         model: Normalized = freeze(network, mean, std).to(loader.device)
         readings[f"--teacher-norm {name}"] = model
         if with_swaps:
-            readings[f"--teacher-norm {name} and BGR input (its first convolution's channels reversed)"] = Swapped(model)
+            readings[f"--teacher-norm {name} and BGR input (its first convolution's channels reversed)"] = Swapped(
+                model
+            )
     scores = {
         how: int(num_correct(predictions(model, loader, few), loader, few)) / len(few)
         for how, model in readings.items()

@@ -78,9 +78,7 @@ class Run:
         self.folder = folder
         self.emit = emit
         self.force = options.force
-        self.hardware: Hardware = prepare(
-            options.device, recipe.precision, options.threads, recipe.deterministic
-        )
+        self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
         self.dataset = load_dataset(
             recipe.dataset,
             data_root=recipe.data_root,
@@ -101,6 +99,7 @@ class Run:
         self.teacher = teachers.find_teacher(recipe, self.dataset, self.hardware)
         self.plans = self._plans()
         self.results: dict[str, Result] = {}
+        self.live: Trainer  # of the stage at work
 
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
@@ -130,7 +129,7 @@ class Run:
 
         with stop_on_signal() as stop:
             for index, plan in enumerate(self.plans[first:], start=first):
-                trainer = self._trainer(plan)
+                trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
                     trainer.restore(state.tensors, state.position["trainer"])
                 else:
@@ -189,7 +188,15 @@ class Run:
     def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
         recipe = self.recipe
         return Plan(
-            name, method, stage, epochs, sgd, recipe.schedule.name, recipe.distill.tau, recipe.coordinator, recipe.seed
+            name,
+            method,
+            stage,
+            epochs,
+            sgd,
+            recipe.schedule.name,
+            recipe.distill.tau,
+            recipe.coordinator,
+            recipe.seed,
         )
 
     def _by_size(self) -> list[str]:
@@ -247,9 +254,7 @@ class Run:
         weights = self.results[TEACHER].best[TEACHER]
         arch = str(self.recipe.teacher.arch)
         teachers.keep_trained(path, weights, arch, self.dataset)
-        self.teacher = teachers.read_teacher(
-            path, arch, "auto", self.dataset, self.hardware.device, was_given=False
-        )
+        self.teacher = teachers.read_teacher(path, arch, "auto", self.dataset, self.hardware.device, was_given=False)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
@@ -269,7 +274,9 @@ class Run:
             now = self.identity()
         for key, value in saved.items():
             if now[key] != value:
-                raise UserError(f"--resume: the {key} is not the one this run began with ({value} then, {now[key]} now)")
+                raise UserError(
+                    f"--resume: the {key} is not the one this run began with ({value} then, {now[key]} now)"
+                )
         if position["hardware"] != self.hardware.describe():
             self.emit(Warned("device, threads or versions differ from the run's start: bit-identity is gone"))
 
@@ -278,7 +285,13 @@ class _Saver:
     """When and what to save of a run."""
 
     def __init__(
-        self, run: Run, checkpoints: Checkpoints, stage: int, kept: list[str], trainer: Trainer | None, stop: Stop
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        stage: int,
+        kept: list[str],
+        trainer: Trainer | None,
+        stop: Stop,
     ) -> None:
         self.run = run
         self.checkpoints = checkpoints
@@ -298,9 +311,7 @@ class _Saver:
             raise Interrupted(f"interrupted; go on with: mcd distill --resume {path}")
         assert self.trainer is not None
         steps, seconds = self.every.steps, self.every.seconds
-        if (steps and self.trainer.number % steps == 0) or (
-            seconds and time.monotonic() - self.saved_at >= seconds
-        ):
+        if (steps and self.trainer.number % steps == 0) or (seconds and time.monotonic() - self.saved_at >= seconds):
             self.save()
 
     def save(self) -> None:
@@ -326,7 +337,7 @@ def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
         if spread < 0.02 and not 0.1 <= mean <= 0.9:
             yield (
                 f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
-                'it acts as a learning rate; try --set coordinator.normalise=mean'
+                "it acts as a learning rate; try --set coordinator.normalise=mean"
             )
 
 

@@ -89,9 +89,7 @@ class Trainer:
             num_images=len(self.loader.dataset.images),
             logits=lambda: each_logits(self.students, self.loader, train, lambda z: z),
         )
-        self.memory = {
-            name: table.to(self.hardware.device) for name, table in self.plan.method.prepare(survey).items()
-        }
+        self.memory = {name: table.to(self.hardware.device) for name, table in self.plan.method.prepare(survey).items()}
 
     def epochs(self) -> Iterator[Iterator[None]]:
         """The epochs still to train, each as its remaining steps; evaluation follows when an epoch is exhausted."""
@@ -109,7 +107,8 @@ class Trainer:
         x, y = batch.images, batch.labels
         learns = self._coordinator_learns()
         theta = {name: p.detach().clone() for name, p in self.students.named_parameters()} if learns else {}
-        self._set_learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.number)
         c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
 
         with torch.no_grad(), self.hardware.autocast():
@@ -175,7 +174,7 @@ class Trainer:
             "stage": self.plan.name,
             "epoch": self.epochs_done,
             "step": self.number,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._learning_rate(self.number - 1),
             "coordinator_updates": self.updates,
             "students": summary,
         }
@@ -270,13 +269,12 @@ class Trainer:
     def _draw(self, purpose: str) -> torch.Generator:
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
 
-    def _set_learning_rate(self) -> None:
-        """η of this step, by its position: cosine annealing per step to 0 (A.3)."""
-        eta = self.plan.sgd["lr"]
+    def _learning_rate(self, number: int) -> float:
+        """η of a step, by its position: cosine annealing per step to 0 (A.3), or constant."""
+        eta: float = self.plan.sgd["lr"]
         if self.plan.schedule == "cosine":
-            eta *= 0.5 * (1 + math.cos(math.pi * self.number / self.num_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = eta
+            eta *= 0.5 * (1 + math.cos(math.pi * number / self.num_steps))
+        return eta
 
     def _has_buffer(self, group: Mapping[str, Any]) -> bool:
         return self.optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None
@@ -300,5 +298,8 @@ def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection
         return torch.optim.Adam(parameters, lr=section.lr, weight_decay=section.weight_decay)
     matrices = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": section.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr)

@@ -10,7 +10,7 @@ from mcd_cli.methods.base import TEACHER, Method, Step
 class KD(Method):
     """L_j = 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(z_T)."""
 
-    losses = ("alpha", "beta")
+    losses: tuple[str, ...] = ("alpha", "beta")
 
     def guides(self, step: Step) -> Tensor:
         return step.teachers[TEACHER][:, None, None]

@@ -12,7 +12,7 @@ from mcd_cli.methods.base import TEACHER, Method, Stage, Step
 class MCDistilNoPS(Method):
     """L_j = 1/n Σ_i α_ij ce_ij + β_ij kd_ij(z_T), with (α, β) = g_φ(x)  (Eq. 3)."""
 
-    losses = ("alpha", "beta")
+    losses: tuple[str, ...] = ("alpha", "beta")
     learned = True
 
     def guides(self, step: Step) -> Tensor:
@@ -22,7 +22,7 @@ class MCDistilNoPS(Method):
 class MCDistil(MCDistilNoPS):
     """L_j = 1/n Σ_i α_ij ce_ij + β_ij kd_ij(z_T) + γ_ij kd_ij(z_PS), with (α, β, γ) = g_φ(x)  (Eq. 5)."""
 
-    losses = ("alpha", "beta", "gamma")
+    losses: tuple[str, ...] = ("alpha", "beta", "gamma")
 
     def symbols(self, stage: Stage) -> tuple[str, ...]:
         # one student pooled with itself has nothing to learn from itself

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 TORCHVISION = "torchvision:"
 
 _ROWS = {
-    "resnet": (
-        "resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"
-    ),
+    "resnet": ("resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"),
     "cifar_resnet": (
         "resnet20 resnet32 resnet44 resnet56 resnet110 "
         "resnet20-a resnet32-a resnet44-a resnet56-a resnet110-a resnet8x4 resnet32x4"

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from mcd_cli.models.layers import initialise, pooled
 
 
-def conv_bn_relu(
-    in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
+def conv_bn_relu(in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(channels),

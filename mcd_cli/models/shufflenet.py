@@ -27,14 +27,14 @@ class Unit(nn.Module):
         half = channels // 2
         self.splits = stride == 1
         inner = half if self.splits else in_channels
-        self.left = nn.Sequential()
+        self.branch1 = nn.Sequential()
         if not self.splits:
-            self.left = nn.Sequential(*depthwise(in_channels, stride), *pointwise(in_channels, half))
-        self.right = nn.Sequential(*pointwise(inner, half), *depthwise(half, stride), *pointwise(half, half))
+            self.branch1 = nn.Sequential(*depthwise(in_channels, stride), *pointwise(in_channels, half))
+        self.branch2 = nn.Sequential(*pointwise(inner, half), *depthwise(half, stride), *pointwise(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=1) if self.splits else (x, x)
-        halves = torch.stack((self.left(left), self.right(right)), dim=2)
+        halves = torch.stack((self.branch1(left), self.branch2(right)), dim=2)
         return halves.flatten(1, 2)  # the channels of the two halves by turns
 
 

@@ -27,12 +27,8 @@ def load_student(
     except OSError as error:
         raise UserError(f"student weights {path} cannot be read: {error.strerror or error}") from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"student weights {path} are not those of the manifest (sha256 differs); restore the file"
-        )
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the first weights are overwritten; whoever calls keeps their draws
+        raise UserError(f"student weights {path} are not those of the manifest (sha256 differs); restore the file")
+    with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; whoever calls keeps their draws
         network = build(arch, num_classes)
     try:
         network.load_state_dict(read_tensors(content))

@@ -11,7 +11,7 @@ from mcd_cli.errors import UserError, unknown
 
 SMALL = "@small"
 
-# Families that can be adapted, and the max-pool behind their first convolution ("" where a stage halves instead).
+# Families that can be adapted, and the max-pool behind their first convolution ("": a stage halves instead).
 FIRST_POOLS = {
     "resnet": "maxpool",
     "resnext": "maxpool",
@@ -48,8 +48,8 @@ def build(name: str, num_classes: int) -> nn.Module:
     """torchvision's NAME or NAME@small with random weights, images [n, 3, H, W] → logits [n, num_classes].
 
     `@small` leaves out the first two halvings, so that 32×32 ends as 4×4 where 224×224 ends as 7×7: the first
-    convolution gets stride 1 and at most 3×3, and the max-pool behind it goes or, where there is none, the next
-    stage gets stride 1. Raises UserError for an unknown name or a network that cannot be adapted.
+    convolution gets stride 1 and at most 3×3, and the max-pool behind it goes (where there is none, the next
+    stage gets stride 1). Raises UserError for an unknown name or a network that cannot be adapted.
     """
     plain = name.removesuffix(SMALL)
     if plain not in names():

@@ -1,0 +1,130 @@
+"""The many ways in which repositories wrap and name the same weights, brought to one."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+Shape = tuple[int, ...]
+Key = tuple[Any, ...]
+
+# Modules that wrap a network, and hence prefix its names.
+WRAPPERS = frozenset(
+    [
+        "module",
+        "_orig_mod",
+        "model",
+        "net",
+        "network",
+        "backbone",
+        "encoder",
+        "student",
+        "teacher",
+        "ema",
+        "model_ema",
+        "ema_model",
+        "classifier_model",
+        "base_model",
+        "online",
+    ]
+)
+# Parts of a checkpoint that are no network.
+TRAINING = re.compile(r"optim|sched|scaler|momentum|criterion|loss|hyper|rng|queue", re.IGNORECASE)
+# Counters, and the heads that only training uses.
+NO_WEIGHTS = re.compile(
+    r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|_extra_state)$|(^|\.)(AuxLogits|aux[12])\."
+)
+SHORTCUT = re.compile(r"downsample|shortcut|skip|identity", re.IGNORECASE)
+CONTAINERS = frozenset(["features", "layers", "layer", "blocks", "stages"])
+
+
+def networks(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every network in what a file holds: where it stands, and its tensors by name, wrappers' prefixes taken off."""
+    if not isinstance(content, Mapping):
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if any(tensor.ndim >= 2 for tensor in tensors.values()):
+        for part, network in unwrapped(tensors).items():
+            yield ".".join(filter(None, (place, part))), network
+    for name, value in named.items():
+        if not TRAINING.search(name):
+            yield from networks(value, f"{place}.{name}" if place else name)
+
+
+def unwrapped(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Tensors without their wrappers' prefixes: {"": one network}, or several under the names that tell them apart."""
+    weights = {name: tensor for name, tensor in tensors.items() if not NO_WEIGHTS.search(name)}
+    stripped = {name: _strip(name) for name in weights}
+    if len(set(stripped.values())) == len(stripped):
+        short = {stripped[name]: tensor for name, tensor in weights.items()}
+        firsts = {name.split(".")[0] for name in short}
+        if len(firsts) == 1 and all(name.count(".") > 1 for name in short):
+            return unwrapped({name.partition(".")[2]: tensor for name, tensor in short.items()})
+        return {"": short}
+    parts: defaultdict[str, dict[str, T]] = defaultdict(dict)
+    for name, tensor in weights.items():
+        first, _, rest = name.partition(".")
+        parts[first][rest or first] = tensor
+    return {
+        ".".join(filter(None, (first, inner))): network
+        for first, part in parts.items()
+        for inner, network in (unwrapped(part) if first in WRAPPERS else {"": part}).items()
+    }
+
+
+def _strip(name: str) -> str:
+    while (split := name.split(".", 1))[0] in WRAPPERS and "." in split[-1]:
+        name = split[1]
+    return name
+
+
+def canonical(shapes: Mapping[str, Shape]) -> dict[Key, str] | None:
+    """A key for each name such that two namings of one network have the same keys, or None where names do not tell.
+
+    Layers of the same kind and shape, in the same role (trunk, shortcut, or outside of the blocks), are numbered by
+    the numbers in their names: layer2.0.conv1 and conv3_x.0.residual_function.0 are both the first 3×3 from 16 to
+    32 channels. A name without an order of its own among equals ends the attempt.
+    """
+    layers: defaultdict[str, dict[str, Shape]] = defaultdict(dict)
+    for name, shape in shapes.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf not in ("weight", "bias", "running_mean", "running_var"):
+            return None
+        layers[layer][leaf] = shape
+    blocks = _blocks(layers)
+    equals: defaultdict[Key, list[str]] = defaultdict(list)
+    for layer, leaves in layers.items():
+        role = "outer" if _group(layer) not in blocks else "shortcut" if SHORTCUT.search(layer) else "trunk"
+        equals[role, tuple(sorted(leaves.items()))].append(layer)
+    keys: dict[Key, str] = {}
+    for kind, members in equals.items():
+        if len({_numbers(layer) for layer in members}) < len(members):
+            return None
+        for rank, layer in enumerate(sorted(members, key=_numbers)):
+            keys.update({(*kind, rank, leaf): f"{layer}.{leaf}" for leaf in layers[layer]})
+    return keys
+
+
+def _blocks(layers: Mapping[str, Mapping[str, Shape]]) -> set[str]:
+    """The groups of layers with more than one convolution: stages, not stem or head."""
+    num_convs: defaultdict[str, int] = defaultdict(int)
+    for layer, leaves in layers.items():
+        num_convs[_group(layer)] += len(leaves.get("weight", ())) == 4
+    return {group for group, n in num_convs.items() if n > 1}
+
+
+def _group(layer: str) -> str:
+    tokens = layer.split(".")
+    return ".".join(tokens[: 2 if tokens[0] in CONTAINERS else 1])
+
+
+def _numbers(layer: str) -> tuple[int, ...]:
+    """layer2.0.conv_b → (2, 0, 2): numbers, and letters that stand alone as numbers."""
+    found: Iterable[tuple[str, str]] = re.findall(r"(\d+)|(?<![a-z])([a-h])(?![a-z])", layer.lower())
+    return tuple(int(digits) if digits else ord(letter) - ord("a") + 1 for digits, letter in found)

@@ -1,0 +1,176 @@
+"""Which architecture of the zoo, or of torchvision, a set of named tensors belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from mcd_cli.models import ARCHITECTURES, TORCHVISION, build
+from mcd_cli.models.layouts import NO_WEIGHTS, Shape, canonical, unwrapped
+
+Shapes = Mapping[str, Shape]
+PLACEHOLDER = 7919  # a number of classes that is no width of any network
+TABLES = re.compile(r"running_(mean|var)$|relative_position_index$|relative_coords_table$")  # no parameters
+ALIKE_EVERYWHERE = re.compile(TORCHVISION + "(resnet|resnext|wide_resnet|shufflenet)")
+
+
+class Unallocated(TorchFunctionMode):
+    """Modules built inside have no memory behind their weights. (torch.device("meta") also takes RegNet's tables.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shapes of a file's tensors by name; ordered: names stand in the network's own order."""
+
+    shapes: Shapes
+    ordered: bool
+
+    @property
+    def has_order(self) -> bool:
+        return self.ordered and list(self.shapes) != sorted(self.shapes)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """names: the architecture's name of each tensor → the file's; by: 0 equal names, 1 other names, 2 order alone."""
+
+    arch: str
+    num_classes: int
+    names: Mapping[str, str]
+    by: int
+
+
+@cache
+def skeleton(arch: str, num_classes: int = PLACEHOLDER) -> dict[str, Shape]:
+    """Shapes of an architecture's weights by name, in its own order."""
+    with torch.random.fork_rng(devices=[]), Unallocated():
+        state = build(arch, num_classes).state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not NO_WEIGHTS.search(name)}
+
+
+def classes_of(arch: str, network: Network) -> int | None:
+    """The number of classes with which all shapes agree, whatever the names; None where there is none."""
+    expected = skeleton(arch)
+    if len(expected) != len(network.shapes):
+        return None
+    body = Counter(shape for shape in expected.values() if PLACEHOLDER not in shape)
+    rest = Counter(network.shapes.values())
+    rest.subtract(body)
+    head = sorted(shape for shape, n in rest.items() if n)
+    if not head or any(n < 0 for n in rest.values()):
+        return None
+    wanted = {shape for shape in expected.values() if PLACEHOLDER in shape}
+    num_classes = head[0][0]
+    with_classes = {tuple(num_classes if d == PLACEHOLDER else d for d in shape) for shape in wanted}
+    return num_classes if with_classes == set(head) else None
+
+
+def fit(arch: str, network: Network) -> Fit | None:
+    """The network as this architecture: by equal names, else by canonical ones, else by order and shapes."""
+    num_classes = classes_of(arch, network)
+    if num_classes is None:
+        return None
+    expected = skeleton(arch, num_classes)
+    own = unwrapped({name: (name, shape) for name, shape in expected.items()}).get("", {})
+    if {name: shape for name, (_, shape) in own.items()} == dict(network.shapes):
+        return Fit(arch, num_classes, {full: name for name, (full, _) in own.items()}, by=0)
+    theirs, ours = canonical(network.shapes), canonical(expected)
+    if theirs is not None and ours is not None and theirs.keys() == ours.keys():
+        return Fit(arch, num_classes, {ours[key]: theirs[key] for key in ours}, by=1)
+    if network.has_order and _sequence(expected) == _sequence(network.shapes):
+        return Fit(arch, num_classes, dict(zip(expected, network.shapes, strict=True)), by=2)
+    return None
+
+
+def _sequence(shapes: Shapes) -> list[tuple[str, Shape]]:
+    return [(name.rpartition(".")[2], shape) for name, shape in shapes.items()]
+
+
+def fits(network: Network) -> list[Fit]:
+    """All architectures that the network may be, of the best kind of fit. The zoo goes before torchvision.
+
+    torchvision's other families must have torchvision's names: the same shapes elsewhere (TensorFlow's EfficientNets
+    in timm) pad or normalise otherwise.
+    """
+    for archs in (ARCHITECTURES, _torchvision_of_this_size(network)):
+        found = [f for arch in archs if (f := fit(arch, network)) is not None]
+        found = [f for f in found if f.by == 0 or not f.arch.startswith(TORCHVISION) or ALIKE_EVERYWHERE.match(f.arch)]
+        if found:
+            best = min(f.by for f in found)
+            return [f for f in found if f.by == best]
+    return []
+
+
+def _torchvision_of_this_size(network: Network) -> Iterator[str]:
+    """torchvision's names whose published parameter count, with this file's head, is this file's count.
+
+    The published counts are of 1000 classes and, where `@small` exists, of a stem that may be larger.
+    """
+    from torchvision.models import get_model_weights
+
+    from mcd_cli.models import torchvision_zoo
+
+    shapes = [s for name, s in network.shapes.items() if not TABLES.search(name)]
+    count = sum(torch.Size(shape).numel() for shape in shapes)
+    heads = {shape for shape in shapes if len(shape) in (2, 4)}
+    per_class = [(torch.Size(head[1:]).numel() + bias, head[0]) for head in heads for bias in (0, 1)]
+    counts = {count + weights * (1000 - num_classes) for weights, num_classes in per_class}
+    stems = {0} | {shape[0] * 3 * (7 * 7 - 3 * 3) for shape in heads if shape[1:] == (3, 3, 3)}
+    for name in torchvision_zoo.names():
+        published = {weights.meta["num_params"] for weights in get_model_weights(name)}
+        has_auxiliary_heads = name in torchvision_zoo.ARGUMENTS
+        if has_auxiliary_heads or any(n - stem in counts for n in published for stem in stems):
+            yield TORCHVISION + name
+            if torchvision_zoo.adapts(name):
+                yield TORCHVISION + name + torchvision_zoo.SMALL
+
+
+def mismatch(arch: str, network: Network) -> str:
+    """The first tensor in which the network differs from the architecture, in words."""
+    num_classes = next((s[0] for s in reversed(list(network.shapes.values())) if len(s) == 2), PLACEHOLDER)
+    expected, found = skeleton(arch, num_classes), network.shapes
+    if len(expected.keys() & found.keys()) * 2 > len(expected):
+        for name, shape in expected.items():
+            if name not in found:
+                return f"{name} {list(shape)} is missing"
+            if found[name] != shape:
+                return f"{name} is {list(found[name])}, expected {list(shape)}"
+        return f"{next(name for name in found if name not in expected)} is one too many"
+    for (name, shape), (file_name, file_shape) in zip(expected.items(), found.items(), strict=False):
+        if shape != file_shape:
+            return f"{file_name} is {list(file_shape)} where {name} is {list(shape)}"
+    return f"it has {len(found)} tensors, {arch} has {len(expected)}"
+
+
+def describe(network: Network) -> str:
+    """What the network seems to be, in words: number of tensors, first convolution, last linear layer."""
+    convs = [s for s in network.shapes.values() if len(s) == 4 and s[1] == 3] or [
+        s for s in network.shapes.values() if len(s) == 4
+    ]
+    linears = [s for s in network.shapes.values() if len(s) == 2]
+    first = f"first convolution {list(convs[0])}" if convs else "no convolution"
+    last = f"last linear layer {list(linears[-1])}" if linears else "no linear layer"
+    return f"{len(network.shapes)} tensors, {first}, {last}"
+
+
+def nearest(network: Network, archs: Iterable[str] = ARCHITECTURES, n: int = 2) -> list[str]:
+    """The architectures that share most shapes with the network, where they share at least half of them."""
+    found = Counter(network.shapes.values())
+    scores: dict[str, float] = {}
+    for arch in archs:
+        expected = Counter(skeleton(arch).values())
+        scores[arch] = (found & expected).total() / max(found.total(), expected.total())
+    return [arch for arch in sorted(scores, key=lambda a: -scores[a])[:n] if scores[arch] >= 0.5]

@@ -1,0 +1,74 @@
+"""Small real things to train with: scikit-learn's digits, tiny students, one thread, a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mcd_cli.engine.events import Event, Stepped
+from mcd_cli.engine.run import Options, Run
+from mcd_cli.ladder import Ladder
+from mcd_cli.recipe import Recipe, parse_recipe
+from mcd_cli.run_folder import RunFolder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+TINY: dict[str, Any] = {
+    "dataset": "digits",
+    "batch_size": 256,
+    "epochs": 2,
+    "students": ["resnet10-xxs", "resnet10-xxxs"],
+    "teacher": {"arch": "resnet10-xs", "epochs": 2, "lr": 0.05},
+    "warm_start": {"epochs": 1, "lr": 0.05},
+    "augment": {"preset": "digits"},
+    "coordinator": {"arch": "resnet10-xxxs", "every": 2},
+}
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """A run of a few seconds on the digits: 4 steps an epoch."""
+    merged = dict(TINY)
+    for key, value in changes.items():
+        merged[key] = {**merged[key], **value} if isinstance(merged.get(key), dict) else value
+    return parse_recipe(merged)
+
+
+def make_run(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None] = lambda event: None) -> Run:
+    return Run(recipe, folder, Options(device="cpu", threads=1), emit)
+
+
+def train(recipe: Recipe, out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:
+    """A whole run into a new folder."""
+    with RunFolder.create(str(out), recipe) as folder:
+        return make_run(recipe, folder, emit).train()
+
+
+def go_on(out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:
+    """Resume the run in that folder."""
+    folder, recipe = RunFolder.open(str(out))
+    with folder:
+        return make_run(recipe, folder, emit).train()
+
+
+def signal_at(stage: str, step: int) -> Callable[[Event], None]:
+    """A listener that sends this process SIGTERM after that step."""
+
+    def listen(event: Event) -> None:
+        if event == Stepped(stage, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listen

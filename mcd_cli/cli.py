@@ -52,7 +52,7 @@ def distill(
     seed: Annotated[int | None, typer.Option()] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
     out: Annotated[str | None, typer.Option(help="The run's folder.", show_default="runs/DATASET-METHOD-N")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,

@@ -75,7 +75,7 @@ class Accuracy:
     last: float
     val: float
     test: float
-    gain_error: float | None = None  # standard error of test − ce, paired over the test images
+    gain_p: float | None = None  # of test against ce: exact McNemar, two-sided
 
     def __post_init__(self) -> None:
         values = (self.ce or 0.0, self.last, self.val, self.test)

@@ -23,8 +23,8 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]+")
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-Fraction = Field(ge=0, le=1)
-Positive = Field(gt=0)
+MAX_EPOCHS = 1_000_000
+MAX_SEED = 2**63 - 1  # what every TOML and JSON reader can hold
 
 
 class Section(BaseModel):
@@ -34,10 +34,10 @@ class Section(BaseModel):
 class TeacherSection(Section):
     """The frozen teacher: a file, or an architecture that the same engine trains first."""
 
-    file: str | None = None
+    file: str | None = Field(None, min_length=1)
     arch: str | None = None
     norm: str = "auto"
-    epochs: int = Field(200, ge=1)
+    epochs: int = Field(200, ge=1, le=MAX_EPOCHS)
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -63,7 +63,7 @@ class TeacherSection(Section):
 class WarmStartSection(Section):
     """CE training of every student before any method starts (A.3); 0 epochs = random start."""
 
-    epochs: int = Field(200, ge=0)
+    epochs: int = Field(200, ge=0, le=MAX_EPOCHS)
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -94,7 +94,7 @@ class AugmentSection(Section):
     """Training augmentation; its seed is the run's own unless set."""
 
     preset: Literal["none", "digits", "cifar", "tiny", "strong"] = "cifar"
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
 
 
 class DistillSection(Section):
@@ -152,9 +152,9 @@ class Recipe(Section):
     data_root: str | None = None
     image_size: int | None = Field(None, ge=8, le=1024)
     batch_size: int = Field(400, ge=2)
-    epochs: int = Field(500, ge=1)
-    seed: int = Field(0, ge=0)
-    split_seed: int = Field(0, ge=0)
+    epochs: int = Field(500, ge=1, le=MAX_EPOCHS)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
     method: str = "mc-distil"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = True
@@ -184,7 +184,7 @@ class Recipe(Section):
     def _known_students(cls, students: dict[str, str]) -> dict[str, str]:
         for name, arch in students.items():
             if not STUDENT_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no student name ([a-z0-9_-]+); write NAME={name}")
+                raise ValueError(f"{name!r} is no student name ([a-z0-9_-]+); write NAME={arch}")
             if name == "teacher":
                 raise ValueError("'teacher' is the teacher's own name; give the student another")
             ARCHITECTURES.check(arch)
@@ -207,22 +207,24 @@ def name_students(items: Iterable[str]) -> dict[str, str]:
     """`["resnet10-s", "big=resnet10-m"]` → name → architecture; a name used twice is an error."""
     students: dict[str, str] = {}
     for item in items:
-        name, _, arch = str(item).strip().partition("=")
+        name, equals, arch = (part.strip() for part in str(item).partition("="))
+        if not name or (equals and not arch):
+            raise UserError(f"students are written as ARCH or NAME=ARCH, with a comma between two; got {str(item)!r}")
         if name in students:
             raise UserError(f"student {name!r} stands twice; give each a name of its own: NAME={arch or name}")
         students[name] = arch or name
     return students
 
 
-def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: str | None = None) -> Recipe:
+def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: Any = None) -> Recipe:
     """The resolved recipe: defaults < the recipe (and what it extends) < overrides (dotted keys).
 
     Without a name, the recipe named after the data set (`folder` for an image folder). Raises UserError with the
     nearest name or key.
     """
     if name is None:
-        wanted = dataset or "digits"
-        name = wanted if wanted in DATASETS else "folder"
+        wanted = "digits" if dataset is None else dataset
+        name = wanted if wanted in list(DATASETS) else "folder"
     return parse_recipe(_merged(_read(name), overrides))
 
 
@@ -241,7 +243,7 @@ def recipe_names() -> list[str]:
 def parse_setting(text: str) -> tuple[str, Any]:
     """`key=value` of --set: a TOML value; a bare word is a string."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
@@ -311,7 +313,8 @@ def _first_problem(error: ValidationError) -> str:
         fields = [info.alias or key for key, info in owner.model_fields.items()]
         prefix = "".join(f"{part}." for part in path[:-1])
         return str(unknown("recipe key", dotted, [prefix + field for field in fields]))
-    message = problem["msg"].removeprefix("Value error, ")
+    is_table = problem["type"] in ("model_type", "dict_type")
+    message = "this is a table" if is_table else problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     shown = "" if isinstance(value, BaseModel | dict) else f", got {value!r}"
     return f"recipe key {dotted}: {message[0].lower() + message[1:]}{shown}"

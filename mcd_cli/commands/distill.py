@@ -89,6 +89,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
             options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images)
             training = Run(recipe, folder, options, view)
             if asked.resume is None:
+                training.check()
                 training.estimate()
             if asked.dry_run:
                 folder.discard()

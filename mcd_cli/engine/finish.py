@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from scipy.special import bdtr
 from torch import Tensor, nn
 
 import mcd_cli
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from mcd_cli.engine.trainer import Weights
 
 
-def gain_error(predicted: Mapping[str, Tensor], name: str) -> float:
-    """Standard error of a student's gain over its warm start, paired over the test images."""
-    right = {kind: (predicted[f"test/{kind}/{name}"] == predicted["test"]).double() for kind in ("best", "ce")}
-    difference = right["best"] - right["ce"]
-    return float(difference.std(correction=0) / len(difference) ** 0.5)
+def gain_p(predicted: Mapping[str, Tensor], name: str) -> float:
+    """Two-sided p of a student's gain over its warm start: exact McNemar over the test images."""
+    right = {kind: predicted[f"test/{kind}/{name}"] == predicted["test"] for kind in ("best", "ce")}
+    gained, lost = (int((right[a] & ~right[b]).sum()) for a, b in (("best", "ce"), ("ce", "best")))
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def splits(dataset: Dataset) -> dict[str, Tensor]:
@@ -79,7 +80,7 @@ def write_ladder(run: Run) -> Ladder:
                     last=accuracy("test", student(name, last[name]), f"last/{name}"),
                     val=accuracy("val", chosen, f"best/{name}"),
                     test=accuracy("test", chosen, f"best/{name}"),
-                    gain_error=gain_error(predicted, name) if name in warm else None,
+                    gain_p=gain_p(predicted, name) if name in warm else None,
                 ),
             )
         )

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
-from mcd_cli.data.loader import Loader
+from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.estimate import seconds_of_stage
@@ -101,6 +102,26 @@ class Run:
         self.results: dict[str, Result] = {}
         self.live: Trainer  # of the stage at work
 
+    def check(self) -> None:
+        """Before anything is trained: every network takes the images, and the teacher is no guesser."""
+        image = plain(self.loader.images[self.dataset.train[:2]])
+        for name, arch in self.recipe.students.items():
+            self._try(f"student {name} ({arch})", build(arch, self.dataset.num_classes), image)
+        if self.teacher is not None:
+            self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
+            check_teacher(self.teacher, self.loader, self.force, self.emit)
+
+    def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
+        try:
+            with torch.no_grad():
+                shape = tuple(network.to(image.device).eval()(image).shape)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            size = "x".join(map(str, self.dataset.input_shape))
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(f"{what} cannot take {size} images ({first}); try another --image-size") from None
+        if shape != (len(image), self.dataset.num_classes):
+            raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
+
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
         total = 0.0
@@ -124,8 +145,6 @@ class Run:
             self.folder.cut_metrics(state.position["metrics"])
         if TEACHER in self.results:
             self._adopt_teacher()
-        elif self.teacher is not None and state is None:
-            check_teacher(self.teacher, self.loader, self.force, self.emit)
 
         with stop_on_signal() as stop:
             for index, plan in enumerate(self.plans[first:], start=first):

@@ -1,0 +1,256 @@
+"""What the joint step costs: the ladder trained together against the plain PyTorch way, pair by pair, in one run.
+
+    python benchmarks/joint_step.py [--repeats 7] [--threads 2] [--out benchmarks/results/NAME.json]
+
+Five students (resnet10-m, -s, -xs, -xxs, -xxxs), teacher resnet10-l, batch 400, 3x32x32, method kd on both sides.
+The plain way: each student in turn, NCHW float32, per-sample torchvision transforms in a DataLoader (as many
+workers as threads), the teacher run again for each student. Images: the built-in digits at 32x32. A repeat is one
+step of ours, then the plain way's five; figures are medians over repeats, ratios are taken pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from mcd_cli import meta
+from mcd_cli.data.loader import Batch
+from mcd_cli.engine.hardware import prepare
+from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.trainer import Trainer
+from mcd_cli.losses import instance_losses
+from mcd_cli.models import build
+from mcd_cli.recipe import parse_recipe
+from mcd_cli.run_folder import RunFolder
+
+BATCH, TAU, LAMBDA = 400, 2.0, 0.5
+STUDENTS = [f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")]
+
+
+def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
+    """The engine's own trainer at its first step."""
+    recipe = parse_recipe(
+        {
+            "dataset": "digits",
+            "image_size": 32,
+            "batch_size": BATCH,
+            "method": method,
+            "students": STUDENTS,
+            "precision": "fp32",
+            "teacher": {"arch": "resnet10-l"},
+            "augment": {"preset": "cifar"},
+            "coordinator": {"arch": coordinator, "every": 20},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
+        run = Run(recipe, opened, Options(device="cpu", threads=threads), lambda event: None)
+        return run._trainer(run.plans[-1], rehearsal=True)
+
+
+class PlainWay:
+    """Five separate trainings, as the usual scripts write them."""
+
+    class Pictures(Dataset[tuple[torch.Tensor, int]]):
+        def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+            self.pictures = [v2.functional.to_pil_image(image) for image in images]
+            self.labels = labels.tolist()
+            self.transform = v2.Compose(
+                [
+                    v2.RandomCrop(32, padding=4),
+                    v2.RandomHorizontalFlip(),
+                    v2.ColorJitter(0.1, 0.1, 0.1),
+                    v2.ToImage(),
+                    v2.ToDtype(torch.float32, scale=True),
+                    v2.Normalize([0.5] * 3, [0.5] * 3),
+                ]
+            )
+
+        def __len__(self) -> int:
+            return len(self.pictures)
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return self.transform(self.pictures[i]), self.labels[i]
+
+    def __init__(self, trainer: Trainer, workers: int) -> None:
+        dataset = trainer.loader.dataset
+        pictures = self.Pictures(dataset.images[dataset.train], dataset.labels[dataset.train])
+        self.teacher = build("resnet10-l", dataset.num_classes).eval().requires_grad_(False)
+        self.students = [build(arch, dataset.num_classes).train() for arch in STUDENTS]
+        self.optimizers = [torch.optim.SGD(s.parameters(), lr=0.05, momentum=0.95) for s in self.students]
+        self.batches = [self._forever(pictures, workers) for _ in self.students]
+
+    @staticmethod
+    def _forever(pictures: Pictures, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        loader = DataLoader(
+            pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        )
+        return itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def step(self) -> None:
+        for student, optimizer, batches in zip(self.students, self.optimizers, self.batches, strict=True):
+            x, y = next(batches)
+            with torch.no_grad():
+                z_teacher = self.teacher(x)
+            z = student(x)
+            kd = F.kl_div(F.log_softmax(z / TAU, 1), F.softmax(z_teacher / TAU, 1), reduction="batchmean") * TAU**2
+            loss = (1 - LAMBDA) * F.cross_entropy(z, y) + LAMBDA * kd
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def batches_of(trainer: Trainer) -> Iterator[Batch]:
+    return itertools.chain.from_iterable(trainer.loader.epoch(epoch) for epoch in itertools.count())
+
+
+def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, Any]:
+    """One step of ours (augmentation, teacher, students, optimiser) against the plain way's five."""
+    ours = trainer_of("kd", threads, "resnet32")
+    plain = PlainWay(ours, workers)
+    batches = batches_of(ours)
+
+    def step() -> None:
+        ours.number = 1
+        ours.step(next(batches))
+
+    images, draws = ours.loader.images[:BATCH], torch.rand(BATCH, 12)
+    rows = []
+    for repeat in range(repeats + 1):
+        row = {
+            "ours": seconds(step),
+            "plain": seconds(plain.step),
+            "augment": seconds(lambda: ours.loader.augmentation(images, draws)),
+        }
+        if repeat:  # the first pays for warm-up
+            rows.append(row)
+    return {
+        "ours_ms": spread([1e3 * row["ours"] for row in rows]),
+        "plain_ms": spread([1e3 * row["plain"] for row in rows]),
+        "ours_over_plain": spread([row["ours"] / row["plain"] for row in rows]),
+        "augmentation_over_step": spread([row["augment"] / row["ours"] for row in rows]),
+    }
+
+
+def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20) -> dict[str, Any]:
+    """What a meta step adds (JVP, gradient of L_val, C-NET's backward), as a share of the students' own step."""
+    trainer = trainer_of("mc-distil", threads, coordinator)
+    batch = next(batches_of(trainer))
+    x, y = batch.images, batch.labels
+    z_teacher = trainer.teachers["teacher"](x).detach()
+
+    def students_step() -> None:
+        losses = instance_losses(trainer.students(x), y, z_teacher[:, None, None], TAU)
+        trainer.optimizer.zero_grad()
+        losses.mean(dim=0).sum().backward()
+        trainer.optimizer.step()
+
+    def forward() -> None:
+        assert trainer.coordinator is not None
+        with torch.no_grad():
+            trainer.coordinator(x)
+
+    def meta_step() -> None:
+        guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
+        theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
+        c = [meta.step_size(group, True) for group in trainer.optimizer.param_groups]
+        trainer._update_coordinator(x, theta, lambda z: instance_losses(z, y, guides, TAU), c)
+
+    rows = []
+    for repeat in range(repeats + 1):
+        row = {"students": seconds(students_step), "meta": seconds(meta_step), "forward": seconds(forward)}
+        if repeat:
+            rows.append(row)
+    return {
+        "coordinator": coordinator,
+        "every": every,
+        "students_ms": spread([1e3 * row["students"] for row in rows]),
+        "meta_ms": spread([1e3 * row["meta"] for row in rows]),
+        "coordinator_forward_ms": spread([1e3 * row["forward"] for row in rows]),
+        "meta_share_at_every": spread([row["meta"] / every / row["students"] for row in rows]),
+    }
+
+
+def peak_memory(threads: int) -> dict[str, Any]:
+    """Peak resident memory of an ordinary and of a meta step above what was held before it (Linux)."""
+    mib = {}
+    for kind in ("ordinary", "meta"):
+        command = [sys.executable, __file__, "--threads", str(threads), "--memory", kind]
+        mib[kind] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+    return {f"{kind}_mib": round(value) for kind, value in mib.items()} | {
+        "meta_over_ordinary": round(mib["meta"] / mib["ordinary"], 3)
+    }
+
+
+def memory_of_step(kind: str, threads: int) -> int:
+    """KiB: three steps of the kind in a process of its own, mc-distil with a ResNet-32 C-NET."""
+    trainer = trainer_of("mc-distil", threads, "resnet32")
+    batch = next(batches_of(trainer))
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    for _ in range(3):
+        trainer.number = 0 if kind == "meta" else 1
+        trainer.step(batch)
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "n": len(values),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", choices=("ordinary", "meta"), help="only the peak memory of such a step, in KiB")
+    asked = parser.parse_args()
+    if asked.memory:
+        print(memory_of_step(asked.memory, asked.threads))
+        return
+    hardware = prepare("cpu", "fp32", asked.threads, True)
+    result = {
+        "hardware": hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
+        "joint": joint_against_plain(asked.threads, asked.repeats, workers=asked.threads),
+        "meta": [meta_step_cost(asked.threads, asked.repeats, arch) for arch in ("resnet32", "resnet10-s")],
+        "memory": peak_memory(asked.threads),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if asked.out:
+        asked.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from mcd_cli import quantities
 from mcd_cli.errors import NothingFits, UserError
 
 if TYPE_CHECKING:
-    from mcd_cli.ladder import StudentEntry
+    from mcd_cli.entries import StudentEntry
 
 Quantity = str | int | float
 

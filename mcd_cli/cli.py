@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from mcd_cli.errors import Interrupted, McdError
+from mcd_cli.errors import Interrupted, McdError, UserError
 
 app = typer.Typer(
     name="mcd",
@@ -155,7 +155,12 @@ def select(
 def main() -> None:
     """Entry point: every known failure is one line on stderr and its exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        for argument in sys.argv[1:]:
+            if argument != argument.encode(errors="ignore").decode():
+                raise UserError(f"{argument!r} is not UTF-8; rename it")  # recipes and manifests are
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader who has left is no fault
+        sys.exit(code)
     except McdError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from mcd_cli.errors import UserError, unknown
 
 RGB = tuple[float, float, float]
+
+LARGEST = 1e6  # of a mean, a std and 1/std: what float32 can subtract and divide by; pixels lie in [0, 1]
 
 NORMS: dict[str, tuple[RGB, RGB]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -24,13 +25,14 @@ def parse_norm(text: str) -> tuple[RGB, RGB] | None:
         return None
     if text in NORMS:
         return NORMS[text]
-    if not re.search(r"[/,\d]", text):
+    if not re.search(r"[/,]", text):
         raise unknown("normalisation", text, ["auto", *NORMS, "R,G,B/R,G,B"])
     try:
         mean, std = (tuple(float(v) for v in half.split(",")) for half in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+    fits = all(abs(v) <= LARGEST for v in mean + std) and all(v >= 1 / LARGEST for v in std)
+    if len(mean) != 3 or len(std) != 3 or not fits:
         raise UserError(
             f"normalisation {text!r} is not mean/std as R,G,B/R,G,B; for example .485,.456,.406/.229,.224,.225"
         )

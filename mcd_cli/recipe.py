@@ -57,6 +57,8 @@ class TeacherSection(Section):
     def _something_to_learn_from(self) -> TeacherSection:
         if self.file is None and self.arch is None:
             raise ValueError("needs a file or an arch")
+        if self.file is None and self.norm != "auto":
+            raise ValueError("norm is for a teacher's file; one trained here takes the data set's own")
         return self
 
 
@@ -203,13 +205,13 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def name_students(items: Iterable[str]) -> dict[str, str]:
+def name_students(items: Iterable[Any]) -> dict[str, str]:
     """`["resnet10-s", "big=resnet10-m"]` → name → architecture; a name used twice is an error."""
     students: dict[str, str] = {}
     for item in items:
-        name, equals, arch = (part.strip() for part in str(item).partition("="))
+        name, equals, arch = (part.strip() for part in item.partition("=")) if isinstance(item, str) else ("",) * 3
         if not name or (equals and not arch):
-            raise UserError(f"students are written as ARCH or NAME=ARCH, with a comma between two; got {str(item)!r}")
+            raise UserError(f"a student is written ARCH or NAME=ARCH, as in resnet10-s,big=resnet10-m; got {item!r}")
         if name in students:
             raise UserError(f"student {name!r} stands twice; give each a name of its own: NAME={arch or name}")
         students[name] = arch or name

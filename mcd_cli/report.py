@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,9 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from mcd_cli.console import print_json, results, table, talk
 from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
-from mcd_cli.ladder import Ladder, StudentEntry
+from mcd_cli.ladder import MANIFEST, Ladder
 from mcd_cli.quantities import show_count, show_size
 
 Z95 = 1.96  # standard errors: 95 % of a normal distribution
@@ -34,7 +34,7 @@ class View:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = talk()
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.num_epochs: dict[str, int] = {}
@@ -42,11 +42,11 @@ class View:
     def __call__(self, event: Event) -> None:
         match event:
             case Warned(text):
-                self.console.print(f"[yellow]warning:[/] {escape(text)}")
+                self.console.print(Text.assemble(("warning: ", "yellow"), text))
             case _ if self.quiet:
                 return
             case Said(text):
-                self.console.print(escape(text))
+                self.console.print(text)
             case StageStarted():
                 self._start(event)
             case Stepped(_, step):
@@ -97,25 +97,23 @@ def _accuracies(accuracy: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
 
 
-def ladder_table(ladder: Ladder) -> Table:
+def ladder_table(ladder: Ladder, console: Console) -> Table:
     """The ladder as people compare it; accuracies on the test set, ± is 95 %."""
-    num_test = ladder.dataset.sizes["test"]
-    has_start = any(student.accuracy.ce is not None for student in ladder.students)
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    table.add_column("student", no_wrap=True)
-    for column in ("MACs", "params", "bytes", *(("CE (warm start)",) if has_start else ()), ladder.method):
-        table.add_column(column, justify="right", no_wrap=True)
-    if has_start:
-        table.add_column("gain", justify="right", no_wrap=True)
+    columns = ["student", "MACs", "params", "bytes", "CE (warm start)", ladder.method, "gain"]
+    drawn = table(console, *columns)
     for student in ladder.students:
-        cells = [student.name, show_count(student.macs), show_count(student.params), show_size(student.bytes)]
-        start = student.accuracy.ce
-        if has_start:
-            cells.append("" if start is None else f"{start:.1%}")
-        cells.append(f"{student.accuracy.test:.1%} ± {100 * Z95 * standard_error(student.accuracy.test, num_test):.1f}")
-        cells.append("" if start is None else _gain(student))
-        table.add_row(*cells[: len(table.columns)])
-    return table
+        accuracy = student.accuracy
+        error = Z95 * standard_error(accuracy.test, ladder.dataset.sizes["test"])
+        drawn.add_row(
+            student.name,
+            show_count(student.macs),
+            show_count(student.params),
+            show_size(student.bytes),
+            "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
+            f"{accuracy.test:.1%} ± {100 * error:.1f}",
+            "-" if accuracy.ce is None else _gain(accuracy.test - accuracy.ce, accuracy.gain_p),
+        )
+    return drawn
 
 
 def caption(ladder: Ladder) -> str:
@@ -130,22 +128,19 @@ def standard_error(accuracy: float, num_images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_images)
 
 
-def _gain(student: StudentEntry) -> str:
-    assert student.accuracy.ce is not None
-    gain = student.accuracy.test - student.accuracy.ce
-    noisy = student.accuracy.gain_p is not None and student.accuracy.gain_p > 0.05
-    return f"{100 * gain:+.1f}" + (" (within noise)" if noisy else "")
+def _gain(gain: float, p: float | None) -> str:
+    return f"{100 * gain:+.1f}" + (" (within noise)" if p is not None and p > 0.05 else "")
 
 
 def print_ladder(ladder: Ladder, json_output: bool) -> None:
     """The result on stdout: a table, or the manifest as one JSON document."""
     if json_output:
         assert ladder.folder is not None
-        document = json.loads((ladder.folder / "ladder.json").read_text(encoding="utf-8"))
-        print(json.dumps(document | {"run": str(ladder.folder)}))
+        document = json.loads((ladder.folder / MANIFEST).read_text(encoding="utf-8"))
+        print_json(document | {"run": str(ladder.folder)})
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(ladder_table(ladder))
+    console = results()
+    console.print(ladder_table(ladder, console))
     console.print(caption(ladder))
 
 
@@ -155,9 +150,10 @@ def draw_ladder(ladder: Ladder, folder: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    macs = [student.macs / 1e6 for student in ladder.students]
+    macs = [student.macs for student in ladder.students]
     end = [100 * student.accuracy.test for student in ladder.students]
     axes.plot(macs, end, "-", color="#1b6ca8", alpha=0.35, zorder=1)
     axes.scatter(macs, end, color="#1b6ca8", zorder=3, label=ladder.method)
@@ -166,14 +162,26 @@ def draw_ladder(ladder: Ladder, folder: Path) -> None:
             start = 100 * student.accuracy.ce
             axes.scatter([x], [start], facecolors="white", edgecolors="#777777", zorder=2)
             axes.annotate("", (x, y), (x, start), arrowprops={"arrowstyle": "->", "color": "#777777"}, zorder=2)
-        axes.annotate(student.name, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+        falls = student.accuracy.ce is not None and student.accuracy.ce > student.accuracy.test
+        axes.annotate(
+            student.name,
+            (x, y),
+            xytext=(0, -8 if falls else 8),
+            textcoords="offset points",
+            ha="center",
+            va="top" if falls else "bottom",
+            fontsize=9,
+        )
     if any(student.accuracy.ce is not None for student in ladder.students):
         axes.scatter([], [], facecolors="white", edgecolors="#777777", label="CE (warm start)")
     if ladder.teacher is not None:
         accuracy = 100 * ladder.teacher.accuracy.test
         axes.axhline(accuracy, color="#c0504d", linestyle="--", linewidth=1, label=f"teacher {ladder.teacher.arch}")
     axes.set_xscale("log")
-    axes.set_xlabel("million MACs per image")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, position: show_count(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("MACs per image (multiply-adds)")
     axes.set_ylabel("test accuracy (%)")
     axes.margins(x=0.12, y=0.15)
     axes.set_title(

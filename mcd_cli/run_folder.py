@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import McdError, UserError
 from mcd_cli.files import cannot_write, write_whole
 from mcd_cli.recipe import Recipe, load_recipe
 
@@ -24,28 +26,27 @@ class RunFolder:
     in this process would drop the lock.
     """
 
-    def __init__(self, path: Path, *, is_new: bool) -> None:
+    def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
+        """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
         self.path = path
-        self.is_new = is_new
+        self._made = made
         self._metrics = self._locked()
 
     @classmethod
     def create(cls, out: str | None, recipe: Recipe) -> RunFolder:
         """--out DIR itself (refused when not empty), or the next free runs/<dataset>-<method>-<n>."""
+        if out == "":
+            raise UserError("--out names no folder")
+        if out is None:
+            made = _next_folder(Path("runs"), f"{Path(recipe.dataset).resolve().name}-{recipe.method}")
+        else:
+            made = _make(Path(out))
+        folder = cls(made[0] if out is None else Path(out), made=made)
         try:
-            if out is not None:
-                path = Path(out)
-                path.mkdir(parents=True, exist_ok=True)
-                if any(path.iterdir()):
-                    raise UserError(f"{out} is not empty; name another --out, or go on with --resume {out}")
-            else:
-                path = _next_folder(Path("runs"), f"{Path(recipe.dataset).name}-{recipe.method}")
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{out or 'runs'} is a file, not a folder; name another --out") from None
-        except OSError as error:
-            raise cannot_write(Path(out or "runs"), error, 0) from None
-        folder = cls(path, is_new=True)
-        write_whole(path / RECIPE, recipe.to_toml().encode())
+            write_whole(folder / RECIPE, recipe.to_toml().encode())
+        except McdError:
+            folder.discard()
+            raise
         return folder
 
     @classmethod
@@ -54,7 +55,8 @@ class RunFolder:
         folder = Path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
-        return cls(folder, is_new=False), load_recipe(str(folder / RECIPE), {})
+        recipe = load_recipe(str(folder / RECIPE), {})
+        return cls(folder), recipe
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -62,6 +64,11 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         return (self.path / MANIFEST).is_file()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing yet to go on from."""
+        return not (self.path / CHECKPOINT).exists() and not self.metrics_size()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -81,16 +88,15 @@ class RunFolder:
             os.truncate(self.path / METRICS, size)
 
     def discard(self) -> None:
-        """Leave nothing behind of a run that never began: only for a new folder with no state in it."""
-        if not self.is_new or (self.path / CHECKPOINT).exists() or self.metrics_size():
+        """Leave nothing behind of a run that never began: only for a new run with no state in its folder."""
+        if self._made is None or not self.is_blank:
             return
         self.close()
         for name in (RECIPE, METRICS, LOG):
             (self.path / name).unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
-            if self.path.parent == Path("runs") and not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: another run's, or the user's
+                folder.rmdir()
 
     def close(self) -> None:
         """Let the lock go."""
@@ -107,20 +113,52 @@ class RunFolder:
             metrics = (self.path / METRICS).open("a", encoding="utf-8")
             fcntl.lockf(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            metrics.close()
             raise UserError(f"another run is writing to {self.path}; wait for it or name another --out") from None
         except OSError as error:
             raise cannot_write(self.path / METRICS, error, 0) from None
         return metrics
 
 
-def _next_folder(parent: Path, stem: str) -> Path:
-    parent.mkdir(exist_ok=True)
+def _make(path: Path) -> list[Path]:
+    """Make --out and the folders above it; returns the new ones, the innermost first."""
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.insert(0, folder)
+        if any(path.iterdir()):
+            raise UserError(f"{path} is not empty; name another --out, or go on with --resume {path}")
+    except OSError as error:
+        for folder in made:
+            folder.rmdir()
+        raise _cannot_make(path, error) from None
+    return made
+
+
+def _next_folder(parent: Path, stem: str) -> list[Path]:
+    """Make the first free parent/stem-<n>; returns the new folders, the innermost first."""
     number = 1
-    while True:
-        path = parent / f"{stem}-{number}"
-        try:
-            path.mkdir()
-        except FileExistsError:
+    try:
+        is_new = not parent.is_dir()
+        parent.mkdir(exist_ok=True)
+        while (parent / f"{stem}-{number}").exists():
             number += 1
-        else:
-            return path
+        path = parent / f"{stem}-{number}"
+        path.mkdir()
+    except FileExistsError:
+        if not parent.is_dir():
+            raise UserError(f"{parent} is a file, not a folder; name an --out") from None
+        return _next_folder(parent, stem)  # another run was faster
+    except OSError as error:
+        raise _cannot_make(parent, error) from None
+    return [path, parent] if is_new else [path]
+
+
+def _cannot_make(path: Path, error: OSError) -> McdError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return cannot_write(path, error, 0)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return UserError(f"{path} is a file or under one, not a folder; name another --out")
+    return UserError(f"cannot make the folder {path} ({error.strerror}); name another --out")

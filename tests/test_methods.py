@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mcd_cli.losses import instance_losses
-from mcd_cli.methods import METHODS, build_method
+from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Step
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.recipe import DistillSection
@@ -28,7 +28,7 @@ def step_of(k: int, method: Method) -> tuple[Step, Tensor]:
 
 def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False) -> float:
     """The loss that the engine would minimise: Σ_j mean_i Σ_c w_ijc ℓ_ijc."""
-    method = build_method(name, DistillSection(lambda_=lam))
+    method = METHODS.load(name)(DistillSection(lambda_=lam))
     step, z = step_of(k, method)
     losses = instance_losses(z, Y, method.guides(step), TAU)
     if cnet:
@@ -44,7 +44,7 @@ def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False) -> float:
 
 def by_hand(k: int = 3) -> tuple[float, float, float]:
     """Σ_j mean of ce, of kd to the teacher, and of kd to the pool, by torch's own losses."""
-    step, z = step_of(k, build_method("kd", DistillSection()))
+    step, z = step_of(k, METHODS.load("kd")(DistillSection()))
     z_pooled = z.min(dim=1).values
     z_pooled[torch.arange(N), Y] = z.max(dim=1).values[torch.arange(N), Y]
 
@@ -74,7 +74,7 @@ def test_an_untrained_c_net_is_kd_plus_half_the_pool() -> None:
 
 
 def test_one_student_has_no_pool() -> None:
-    method = build_method("mc-distil", DistillSection())
+    method = METHODS.load("mc-distil")(DistillSection())
     step, _ = step_of(1, method)
     (stage,) = method.stages(["alone"])
     assert method.symbols(stage) == ("alpha", "beta")
@@ -85,7 +85,7 @@ def test_one_student_has_no_pool() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_symbols_and_guides_fit_each_other(name: str) -> None:
     """Every stage has as many guides as symbols besides the label's, and trains every student once."""
-    method = build_method(name, DistillSection())
+    method = METHODS.load(name)(DistillSection())
     students = ["big", "middle", "small"]
     stages = method.stages(students)
     assert sorted(student for stage in stages for student in stage.students) == sorted(students)
@@ -98,6 +98,6 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "teachers"), [("ce", ()), ("kd", (TEACHER,)), ("mc-distil", (TEACHER,))])
 def test_joint_methods_have_one_stage(name: str, teachers: tuple[str, ...]) -> None:
-    (stage,) = build_method(name, DistillSection()).stages(["a", "b"])
+    (stage,) = METHODS.load(name)(DistillSection()).stages(["a", "b"])
     assert (stage.students, stage.teachers) == (("a", "b"), teachers)
-    assert build_method(name, DistillSection()).learned == (name == "mc-distil")
+    assert METHODS.load(name)(DistillSection()).learned == (name == "mc-distil")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcd_cli.errors import GateRefused, McdError, UserError
-from mcd_cli.recipe import Recipe, load_recipe, name_students, parse_setting
-from mcd_cli.run_folder import LOG, RunFolder
+from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
+from mcd_cli.run_folder import LOG, RECIPE, RunFolder
+
+if TYPE_CHECKING:
+    from mcd_cli.engine.run import Run
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,13 @@ def run(asked: Asked) -> None:
     with folder:
         try:
             _train(asked, recipe, folder)
-        except (UserError, GateRefused):
+        except McdError:
             folder.discard()
             raise
-        except McdError:
+        except KeyboardInterrupt:
+            folder.discard()
+            if (folder / RECIPE).exists():
+                raise Interrupted(f"interrupted; go on with: mcd distill --resume {folder.path}") from None
             raise
         except Exception:
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
@@ -68,6 +74,10 @@ def resolve(asked: Asked) -> Recipe:
     if asked.teacher is not None:
         is_file = Path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
         is_file = is_file and not asked.teacher.startswith("torchvision:")
+        if asked.teacher_arch is not None and not is_file:
+            raise UserError(
+                f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself"
+            )
         flags["teacher.file"] = asked.teacher if is_file else None
         flags["teacher.arch"] = asked.teacher_arch if is_file else asked.teacher
     elif asked.teacher_arch is not None:
@@ -90,10 +100,11 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
             training = Run(recipe, folder, options, view)
             if asked.resume is None:
                 training.check()
-                training.estimate()
-            if asked.dry_run:
-                folder.discard()
-                return
+                seconds = training.estimate()
+                if asked.dry_run:
+                    folder.discard()
+                    _print_plan(training, seconds, asked.json_output)
+                    return
             ladder = training.train()
             draw_ladder(ladder, folder.path)
     finally:
@@ -102,10 +113,39 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
     view.say(f"the ladder is in {folder.path}")
 
 
+def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
+    """The result of a dry run: the resolved recipe, what the students cost, and the estimate."""
+    from mcd_cli.console import print_json, results, table
+    from mcd_cli.cost import profile
+    from mcd_cli.models import build
+    from mcd_cli.quantities import show_count
+
+    recipe, dataset = training.recipe, training.dataset
+    costs = {
+        name: profile(build(arch, dataset.num_classes), dataset.input_shape) for name, arch in recipe.students.items()
+    }
+    if json_output:
+        students = [
+            {"name": name, "arch": recipe.students[name], "macs": cost.macs, "params": cost.params}
+            for name, cost in costs.items()
+        ]
+        content = recipe.model_dump(mode="json")
+        print_json({"recipe": content, "students": students, "estimate_seconds": seconds})
+        return
+    console = results()
+    console.print(recipe.to_toml())
+    drawn = table(console, "student", "MACs", "params")
+    for name, cost in costs.items():
+        drawn.add_row(name, show_count(cost.macs), show_count(cost.params))
+    console.print(drawn)
+
+
 def _check(asked: Asked) -> None:
     if asked.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
     if asked.resume is not None:
+        if asked.dry_run:
+            raise UserError("--dry-run estimates a new run; --resume goes on with one")
         given = [asked.recipe, asked.dataset, asked.teacher, asked.teacher_arch, asked.students, asked.out]
         changed = [key for key in asked.overrides if key != "checkpoint.every"]
         if any(value is not None for value in given) or asked.settings or changed:
@@ -118,5 +158,5 @@ def _check(asked: Asked) -> None:
 def _with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
     if "checkpoint.every" not in asked.overrides:
         return recipe
-    section = recipe.checkpoint.model_copy(update={"every": asked.overrides["checkpoint.every"]})
+    section = CheckpointSection(every=asked.overrides["checkpoint.every"])
     return recipe.model_copy(update={"checkpoint": section})

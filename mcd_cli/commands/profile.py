@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mcd_cli.commands.console import print_json, results, table, talk
+from mcd_cli.console import print_json, results, table, talk
 from mcd_cli.errors import UserError
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.quantities import show_count, show_size

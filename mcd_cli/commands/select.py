@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcd_cli.budget import Budget, Candidate, Choice, Quantity
-from mcd_cli.commands.console import print_json, table, talk
+from mcd_cli.console import print_json, table, talk
 from mcd_cli.ladder import Ladder, find_run, load_ladder
 from mcd_cli.quantities import show_count, show_ms, show_size
 

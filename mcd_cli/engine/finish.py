@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from scipy.special import bdtr
 from torch import Tensor, nn
@@ -12,20 +11,20 @@ from torch import Tensor, nn
 import mcd_cli
 from mcd_cli.cost import profile
 from mcd_cli.data.dataset import Dataset
+from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import serialise
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.teacher import about
+from mcd_cli.engine.hardware import Hardware
+from mcd_cli.engine.results import Results, Weights
+from mcd_cli.engine.teacher import Teacher, about
 from mcd_cli.files import sha256_of, write_whole
 from mcd_cli.ladder import Accuracy, DatasetEntry, Ladder, StudentEntry, TeacherAccuracy, TeacherEntry
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import build
 from mcd_cli.models.students import freeze
 from mcd_cli.models.teacher_file import save_model
-from mcd_cli.run_folder import PREDICTIONS, STUDENTS
-
-if TYPE_CHECKING:
-    from mcd_cli.engine.run import Run
-    from mcd_cli.engine.trainer import Weights
+from mcd_cli.recipe import Recipe
+from mcd_cli.run_folder import PREDICTIONS, STUDENTS, RunFolder
 
 
 def gain_p(predicted: Mapping[str, Tensor], name: str) -> float:
@@ -39,10 +38,11 @@ def splits(dataset: Dataset) -> dict[str, Tensor]:
     return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
 
 
-def write_ladder(run: Run) -> Ladder:
+def write_ladder(
+    recipe: Recipe, folder: RunFolder, loader: Loader, of_run: Teacher, results: Results, hardware: Hardware
+) -> Ladder:
     """Read the test set (once), write students/, predictions and ladder.json."""
-    dataset, loader, recipe = run.dataset, run.loader, run.recipe
-    assert run.teacher is not None
+    dataset = loader.dataset
     predicted: dict[str, Tensor] = {
         part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"
     }
@@ -57,15 +57,14 @@ def write_ladder(run: Run) -> Ladder:
         network.load_state_dict(weights)
         return freeze(network, dataset.mean, dataset.std).to(loader.device)
 
-    best, last, warm = run.distilled("best"), run.distilled("last"), run.warm_started()
-    folder = run.folder / STUDENTS
-    folder.mkdir(exist_ok=True)
+    distilled, warm = results.distilled(), results.warm_started()
+    (folder / STUDENTS).mkdir(exist_ok=True)
     entries = []
     for name, arch in recipe.students.items():
-        path = folder / f"{name}.safetensors"
-        save_model(path, best[name], about(arch, dataset))
+        path = folder / STUDENTS / f"{name}.safetensors"
+        save_model(path, distilled.best[name], about(arch, dataset))
         cost = profile(build(arch, dataset.num_classes), dataset.input_shape)
-        chosen = student(name, best[name])
+        chosen = student(name, distilled.best[name])
         entries.append(
             StudentEntry(
                 name=name,
@@ -77,7 +76,7 @@ def write_ladder(run: Run) -> Ladder:
                 bytes=path.stat().st_size,
                 accuracy=Accuracy(
                     ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
-                    last=accuracy("test", student(name, last[name]), f"last/{name}"),
+                    last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
                     val=accuracy("val", chosen, f"best/{name}"),
                     test=accuracy("test", chosen, f"best/{name}"),
                     gain_p=gain_p(predicted, name) if name in warm else None,
@@ -85,9 +84,9 @@ def write_ladder(run: Run) -> Ladder:
             )
         )
     of_teacher = TeacherAccuracy(
-        val=accuracy("val", run.teacher.network, TEACHER), test=accuracy("test", run.teacher.network, TEACHER)
+        val=accuracy("val", of_run.network, TEACHER), test=accuracy("test", of_run.network, TEACHER)
     )
-    write_whole(run.folder / PREDICTIONS, serialise(predicted, {}))
+    write_whole(folder / PREDICTIONS, serialise(predicted, {}))
     ladder = Ladder(
         version=mcd_cli.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,19 +101,19 @@ def write_ladder(run: Run) -> Ladder:
             sizes={part: len(ids) for part, ids in splits(dataset).items()},
         ),
         teacher=TeacherEntry(
-            arch=run.teacher.arch,
-            sha256=run.teacher.sha256,
-            norm="/".join(",".join(f"{v:g}" for v in values) for values in (run.teacher.mean, run.teacher.std)),
+            arch=of_run.arch,
+            sha256=of_run.sha256,
+            norm="/".join(",".join(f"{v:g}" for v in values) for values in (of_run.mean, of_run.std)),
             accuracy=of_teacher,
-            saw_val=None if run.teacher.was_given else False,
+            saw_val=None if of_run.was_given else False,
         ),
         method=recipe.method,
         recipe_sha256=recipe.sha256(),
         seed=recipe.seed,
-        device=run.hardware.device.type,
-        hardware=run.hardware.describe(),
+        device=hardware.device.type,
+        hardware=hardware.describe(),
         students=tuple(entries),
-        folder=run.folder.path,
+        folder=folder.path,
     )
-    ladder.save(run.folder.path)
+    ladder.save(folder.path)
     return ladder

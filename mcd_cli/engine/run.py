@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,14 @@ from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
 from mcd_cli.engine.hardware import Hardware, prepare
-from mcd_cli.engine.interrupt import Stop, stop_on_signal
+from mcd_cli.engine.interrupt import stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
-from mcd_cli.engine.trainer import Plan, Trainer, Weights
-from mcd_cli.errors import Interrupted, UserError
+from mcd_cli.engine.results import WARM_START, Result, Results
+from mcd_cli.engine.saver import Saver
+from mcd_cli.engine.trainer import Plan, Trainer
+from mcd_cli.errors import UserError
 from mcd_cli.ladder import Ladder
-from mcd_cli.methods import build_method
+from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Stage
 from mcd_cli.methods.ce import CE
 from mcd_cli.models import build
@@ -32,8 +33,6 @@ from mcd_cli.models.students import Students, freeze
 from mcd_cli.quantities import Interval, interval
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import CHECKPOINT, RunFolder
-
-WARM_START = "warm-start"
 
 
 @dataclass(frozen=True)
@@ -44,31 +43,6 @@ class Options:
     threads: int | None = None
     force: bool = False
     skip_bad_images: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished stage: each student's weights at its best on V and at the end."""
-
-    best: Mapping[str, Weights]
-    last: Mapping[str, Weights]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{kind}/{student}:{key}": value
-            for kind, of_student in (("best", self.best), ("last", self.last))
-            for student, weights in of_student.items()
-            for key, value in weights.items()
-        }
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Result:
-        parts: dict[str, dict[str, Weights]] = {"best": {}, "last": {}}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition("/")
-            student, _, key = rest.partition(":")
-            parts[kind].setdefault(student, {})[key] = value
-        return cls(parts["best"], parts["last"])
 
 
 class Run:
@@ -99,7 +73,7 @@ class Run:
         )
         self.teacher = teachers.find_teacher(recipe, self.dataset, self.hardware)
         self.plans = self._plans()
-        self.results: dict[str, Result] = {}
+        self.results = Results()
         self.live: Trainer  # of the stage at work
 
     def check(self) -> None:
@@ -135,38 +109,37 @@ class Run:
         """All stages, from the last checkpoint where there is one, to the ladder's manifest."""
         checkpoints = Checkpoints(self.folder / CHECKPOINT)
         state = checkpoints.load(lambda line: self.emit(Warned(line)))
-        kept: list[str] = []
-        first = 0
         if state is not None:
             self._refuse_other_inputs(state.position)
-            kept, first = list(state.position["kept"]), state.position["stage"]
-            for plan, file in zip(self.plans, kept, strict=False):
-                self.results[plan.name] = Result.of(checkpoints.kept(file))
-            self.folder.cut_metrics(state.position["metrics"])
-        if TEACHER in self.results:
-            self._adopt_teacher()
-
         with stop_on_signal() as stop:
-            for index, plan in enumerate(self.plans[first:], start=first):
+            about = {"identity": self.identity(), "hardware": self.hardware.describe()}
+            every = self.recipe.checkpoint.every
+            saver = Saver(self.folder, checkpoints, Interval() if every is None else interval(every), stop, about)
+            if state is not None:
+                saver.kept = list(state.position["kept"])
+                self.folder.cut_metrics(state.position["metrics"])
+            for plan, file in zip(self.plans, saver.kept, strict=False):
+                self._finish(plan, Result.of(checkpoints.kept(file)))
+            for plan in self.plans[len(saver.kept) :]:
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
                     trainer.restore(state.tensors, state.position["trainer"])
                 else:
                     trainer.prepare()
-                state = None
-                saver = _Saver(self, checkpoints, index, kept, trainer, stop)
+                state = None  # it was the state of this stage alone
                 self._fit(trainer, saver)
-                self.results[plan.name] = Result(
-                    trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names}
-                )
-                kept.append(checkpoints.keep(plan.name.replace("/", "."), self.results[plan.name].tensors()))
-                if plan.name == TEACHER:
-                    self._adopt_teacher()
-                _Saver(self, checkpoints, index + 1, kept, None, stop).save()
+                result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
+                self._finish(plan, result)
+                saver.keep(plan.name, result)
         assert self.teacher is not None
-        return write_ladder(self)
+        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
 
-    def _fit(self, trainer: Trainer, saver: _Saver) -> None:
+    def _finish(self, plan: Plan, result: Result) -> None:
+        self.results[plan.name] = result
+        if plan.name == TEACHER:
+            self._adopt_teacher()
+
+    def _fit(self, trainer: Trainer, saver: Saver) -> None:
         plan = trainer.plan
         students = trainer.students.names
         self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.number))
@@ -174,7 +147,7 @@ class Run:
         for steps in trainer.epochs():
             for _ in steps:
                 self.emit(Stepped(plan.name, trainer.number))
-                saver.after_step()
+                saver.after_step(trainer)
             record = trainer.end_epoch()
             self.folder.log(record)
             self.emit(EpochEnded(record))
@@ -182,14 +155,14 @@ class Run:
                 if warning not in warned:
                     self.emit(Warned(warning))
                     warned.add(warning)
-            saver.save()
+            saver.save(trainer)
         num_val = len(self.dataset.val)
         accuracy = {name: trainer.best[name] / num_val for name in students}
         self.emit(StageEnded(plan.name, accuracy))
 
     def _plans(self) -> list[Plan]:
         recipe = self.recipe
-        method = build_method(recipe.method, recipe.distill)
+        method = METHODS.load(recipe.method)(recipe.distill)
         ce = CE(recipe.distill)
         plans = []
         if self.teacher is None:
@@ -240,8 +213,8 @@ class Run:
             role="teacher" if is_teacher else "student",
         )
         for name in () if is_teacher else students.names:
-            if name in self.warm_started():
-                students.networks[name].load_state_dict(self.warm_started()[name])
+            if name in self.results.warm_started():
+                students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
         return Trainer(plan, students, frozen, self.loader, self.hardware)
 
@@ -252,20 +225,8 @@ class Run:
         arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
         network = build(arch, self.dataset.num_classes)
         if not rehearsal:
-            network.load_state_dict(self.distilled()[name])
+            network.load_state_dict(self.results.distilled().best[name])
         return freeze(network, self.dataset.mean, self.dataset.std).to(self.hardware.device)
-
-    def distilled(self, kind: str = "best") -> dict[str, Weights]:
-        """Each student's weights from the method's own stages."""
-        found: dict[str, Weights] = {}
-        for name, result in self.results.items():
-            if name not in (TEACHER, WARM_START):
-                found |= getattr(result, kind)
-        return found
-
-    def warm_started(self) -> Mapping[str, Weights]:
-        """Each student's weights after the warm start; empty without one."""
-        return self.results[WARM_START].best if WARM_START in self.results else {}
 
     def _adopt_teacher(self) -> None:
         """A teacher that this run trained goes to the cache and is read back from there."""
@@ -298,52 +259,6 @@ class Run:
                 )
         if position["hardware"] != self.hardware.describe():
             self.emit(Warned("device, threads or versions differ from the run's start: bit-identity is gone"))
-
-
-class _Saver:
-    """When and what to save of a run."""
-
-    def __init__(
-        self,
-        run: Run,
-        checkpoints: Checkpoints,
-        stage: int,
-        kept: list[str],
-        trainer: Trainer | None,
-        stop: Stop,
-    ) -> None:
-        self.run = run
-        self.checkpoints = checkpoints
-        self.stage = stage
-        self.kept = kept
-        self.trainer = trainer
-        self.stop = stop
-        every = run.recipe.checkpoint.every
-        self.every = Interval() if every is None else interval(every)
-        self.saved_at = time.monotonic()
-
-    def after_step(self) -> None:
-        """Save when it is time; when a signal came, save and end."""
-        if self.stop:
-            self.save()
-            path = self.run.folder.path
-            raise Interrupted(f"interrupted; go on with: mcd distill --resume {path}")
-        assert self.trainer is not None
-        steps, seconds = self.every.steps, self.every.seconds
-        if (steps and self.trainer.number % steps == 0) or (seconds and time.monotonic() - self.saved_at >= seconds):
-            self.save()
-
-    def save(self) -> None:
-        position = {
-            "stage": self.stage,
-            "kept": self.kept,
-            "metrics": self.run.folder.metrics_size(),
-            "identity": self.run.identity(),
-            "hardware": self.run.hardware.describe(),
-            "trainer": self.trainer.position() if self.trainer else {},
-        }
-        self.checkpoints.save(self.trainer.tensors() if self.trainer else {}, position)
-        self.saved_at = time.monotonic()
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:

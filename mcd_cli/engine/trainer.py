@@ -16,6 +16,7 @@ from mcd_cli.engine.checkpoint import optimizer_tensors, put, restore_optimizer
 from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
+from mcd_cli.engine.results import Weights
 from mcd_cli.errors import RunFailed
 from mcd_cli.losses import instance_losses
 from mcd_cli.methods.base import Method, Stage, Step, Survey
@@ -23,8 +24,6 @@ from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, initialise
 from mcd_cli.recipe import CoordinatorSection
 from mcd_cli.seeds import generator
-
-Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mcd_cli.registry import Table
-
-if TYPE_CHECKING:
-    from mcd_cli.methods.base import Method
-    from mcd_cli.recipe import DistillSection
 
 METHODS = Table(
     "method",
@@ -19,9 +13,3 @@ METHODS = Table(
         "mc-distil-nops": "mcd_cli.methods.mc_distil:MCDistilNoPS",
     },
 )
-
-
-def build_method(name: str, settings: DistillSection) -> Method:
-    """The method of that name with its options."""
-    method: Method = METHODS.load(name)(settings)
-    return method

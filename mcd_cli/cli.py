@@ -152,6 +152,20 @@ def select(
     )
 
 
+@app.command()
+def export(
+    run: Annotated[str | None, typer.Option(help="A finished run.", show_default="the newest under ./runs")] = None,
+    format_: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    student: Annotated[list[str] | None, typer.Option(help="Only this student; repeatable.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the files.", show_default="the run's exports/")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Students as ONNX files, kept only when they compute what the model does; one path per line on stdout."""
+    from mcd_cli.commands.export import export as write
+
+    write(run, format=format_, students=student, out=out, json_output=json_output)
+
+
 def main() -> None:
     """Entry point: every known failure is one line on stderr and its exit code."""
     try:
@@ -159,6 +173,8 @@ def main() -> None:
             if argument != argument.encode(errors="ignore").decode():
                 raise UserError(f"{argument!r} is not UTF-8; rename it")  # recipes and manifests are
         code = app(standalone_mode=False) or 0
+        if code == Interrupted.exit_code:  # typer's word for KeyboardInterrupt
+            raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a reader who has left is no fault
         sys.exit(code)
     except McdError as error:

@@ -143,7 +143,11 @@ def test_teacher_files(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (place / "empty.pt").touch()
     for name, num_classes in (("seven", 7), ("guesser", 10)):
         torch.manual_seed(0)
-        save_model(place / f"{name}.safetensors", build("resnet10-xs", num_classes).state_dict(), {"arch": "resnet10-xs"})
+        save_model(
+            place / f"{name}.safetensors",
+            build("resnet10-xs", num_classes).state_dict(),
+            {"arch": "resnet10-xs", "num_classes": num_classes},
+        )
     whole = (place / "guesser.safetensors").read_bytes()
     (place / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     torch.save({"weights": object}, place / "foreign.pt")

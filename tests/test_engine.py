@@ -131,7 +131,8 @@ def test_same_seed_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
     train(tiny_recipe(), tmp_path / "again")
     assert finished(tmp_path / "again") == finished(uninterrupted)
     train(tiny_recipe(seed=1), tmp_path / "other")
-    assert finished(tmp_path / "other")["resnet10-xxs.safetensors"] != finished(uninterrupted)["resnet10-xxs.safetensors"]
+    file = "resnet10-xxs.safetensors"
+    assert finished(tmp_path / "other")[file] != finished(uninterrupted)[file]
 
 
 @pytest.mark.parametrize(("stage", "step"), [("warm-start", 2), ("distill", 3), ("distill", 4), ("distill", 8)])
@@ -249,6 +250,25 @@ def test_one_students_nan_reaches_nobody(tmp_path: Path, method: str) -> None:
     assert newest.stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("coordinator", "updates"),
+    [
+        ({"every": 3}, [2, 3]),  # steps 0 3 | 6
+        ({"every": 2, "unit": "epoch"}, [4, 4]),  # all four steps of epoch 0, none of epoch 1
+        ({"every": 1, "control": "frozen"}, [0, 0]),
+    ],
+)
+def test_when_c_net_learns(tmp_path: Path, coordinator: dict, updates: list[int]) -> None:
+    seen: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.record["stage"] == "distill":
+            seen.append(event.record["coordinator_updates"])
+
+    train(tiny_recipe(students=["resnet10-xxxs"], coordinator={"unit": "step", **coordinator}), tmp_path / "run", note)
+    assert seen == updates
+
+
 def test_metrics_tell_c_nets_course(uninterrupted: Path) -> None:
     lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines][-3:] == ["warm-start", "distill", "distill"]
@@ -276,6 +296,7 @@ def test_warm_start_is_shared_and_position_does_not_matter(tmp_path: Path) -> No
         if isinstance(event, EpochEnded) and event.record["stage"] == "warm-start":
             accuracies.append(event.record["students"]["resnet10-xxxs"]["losses"])
 
-    for i, students in enumerate((["resnet10-xxxs"], ["resnet10-xxs", "resnet10-xxxs"], ["resnet10-xxxs", "resnet10-xs"])):
+    ladders = ["resnet10-xxxs"], ["resnet10-xxs", "resnet10-xxxs"], ["resnet10-xxxs", "resnet10-xs"]
+    for i, students in enumerate(ladders):
         train(tiny_recipe(students=students, method="kd", epochs=1), tmp_path / str(i), note)
     assert accuracies[0] == accuracies[1] == accuracies[2]

@@ -34,7 +34,7 @@ ROOMS = [
     "cost",
     "run_folder",
     "recipe",
-    "norms files seeds quantities models data methods engine commands registry",
+    "norms files console seeds quantities models data methods engine commands registry",
     "errors",
 ]
 

@@ -77,10 +77,7 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
     torch.manual_seed(k)
     students = TinyStudents(k).double().train()
     optimizer = torch.optim.SGD(
-        [
-            {"params": list(network.parameters()), "lr": 0.1 / (1 + j)}
-            for j, network in enumerate(students.networks)
-        ],
+        [{"params": list(network.parameters()), "lr": 0.1 / (1 + j)} for j, network in enumerate(students.networks)],
         lr=0.1,
         **sgd,
     )
@@ -115,9 +112,7 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
     z = functional_call(copied, leaf, (x,))
     guides = guides_of(z, y, z_teacher)
     loss = (w_leaf * losses(z, y, guides)).sum() / N
-    gradients = dict(
-        zip(leaf, torch.autograd.grad(loss, list(leaf.values()), create_graph=True), strict=True)
-    )
+    gradients = dict(zip(leaf, torch.autograd.grad(loss, list(leaf.values()), create_graph=True), strict=True))
     theta_new = differentiable_sgd(students, optimizer, gradients, leaf)
     z_val = functional_call(copied, theta_new, (x_val,))
     l_val = sum(nn.functional.cross_entropy(z_val[:, j], y_val) for j in range(k))

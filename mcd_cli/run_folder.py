@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,10 @@ class RunFolder:
     def is_blank(self) -> bool:
         """Whether there is nothing yet to go on from."""
         return not (self.path / CHECKPOINT).exists() and not self.metrics_size()
+
+    @property
+    def resume_command(self) -> str:
+        return f"mcd distill --resume {shlex.quote(str(self.path))}"
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

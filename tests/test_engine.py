@@ -21,6 +21,7 @@ from mcd_cli.errors import Interrupted, RunFailed, UserError
 from mcd_cli.losses import instance_losses
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
+from mcd_cli.models import ARCHITECTURES
 from mcd_cli.run_folder import RunFolder
 
 
@@ -199,6 +200,47 @@ def test_the_seam_takes_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train(recipe, tmp_path / "cut", signal_at("distill", 5))
     go_on(tmp_path / "cut")
     assert finished(tmp_path / "cut") == finished(tmp_path / "whole")
+
+
+class WithDropout(nn.Sequential):
+    """A student whose forward draws from torch's global generator."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes)
+        )
+
+
+def test_dropout_is_a_function_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
+    recipe = tiny_recipe(students=["with-dropout", "resnet10-xxxs"])
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "cut", signal_at("distill", 3))
+    torch.rand(7)  # whatever else has drawn in between
+    go_on(tmp_path / "cut")
+    assert finished(tmp_path / "cut") == finished(tmp_path / "whole")
+
+
+def test_the_meta_step_sees_the_real_steps_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses that the forward-mode pass differentiates are those of the real step, dropout included."""
+    monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
+    trainer = trainer_of(tmp_path, students=["with-dropout"], method="mc-distil-nops", coordinator={"every": 1})
+    seen: list[Tensor] = []
+    plain = instance_losses
+
+    def note(z: Tensor, *rest: object) -> Tensor:
+        seen.append(z.detach().clone())
+        return plain(z, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mcd_cli.engine.trainer.instance_losses", note)
+    monkeypatch.setattr(
+        "mcd_cli.meta.directional_losses",
+        lambda students, theta, v, x, losses: losses(functional_call(students, theta, (x,))).detach(),
+    )
+    trainer.step(next(iter(trainer.loader.epoch(0))))
+    real, again = seen
+    assert torch.equal(real, again)
 
 
 class Chain(Method):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import RunFailed, UserError
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.models.resnet import Subsample
-from mcd_cli.models.torchvision_zoo import adapts
+from mcd_cli.models.torchvision_zoo import adapts, load_pretrained
 
 # name: M MACs and parameters at 3×32×32 with 100 classes, then at 3×64×64 with 200; MACs are held to half a
 # unit of their last published digit.
@@ -246,3 +247,23 @@ def test_reading_the_table_imports_no_torch() -> None:
         "assert not {'torch', 'torchvision', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_pretrained_weights_fill_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own loading code, on a file of its name laid into torch's cache; offline it is one line."""
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    network = build("torchvision:squeezenet1_1", 7)
+    with pytest.raises(RunFailed, match=r"squeezenet1_1-.*checkpoints"):
+        load_pretrained(network, "squeezenet1_1")
+    source = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(source, tmp_path / "hub" / "checkpoints" / Path(weights.url).name)
+    filled = load_pretrained(network, "squeezenet1_1")
+    equal = [key for key, value in network.state_dict().items() if torch.equal(value, source[key][: len(value)])]
+    assert filled == len(source) - 2 == len([key for key in equal if not key.startswith("classifier")])
+
+
+def refuse(*args: object, **options: object) -> None:
+    raise OSError("no network")

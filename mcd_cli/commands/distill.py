@@ -55,7 +55,7 @@ def run(asked: Asked) -> None:
         except KeyboardInterrupt:
             folder.discard()
             if (folder / RECIPE).exists():
-                raise Interrupted(f"interrupted; go on with: mcd distill --resume {folder.path}") from None
+                raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
             raise
         except Exception:
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
@@ -103,6 +103,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
                     _print_plan(training, seconds, asked.json_output)
                     return
             ladder = training.train()
+        if not (folder / "ladder.svg").exists():
             draw_ladder(ladder, folder.path)
     finally:
         view.close()

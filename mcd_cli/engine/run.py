@@ -28,8 +28,9 @@ from mcd_cli.ladder import Ladder
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Stage
 from mcd_cli.methods.ce import CE
-from mcd_cli.models import build
+from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
+from mcd_cli.models.torchvision_zoo import load_pretrained
 from mcd_cli.quantities import Interval, interval
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import CHECKPOINT, RunFolder
@@ -212,6 +213,10 @@ class Run:
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
         )
+        if is_teacher and self.recipe.teacher.pretrained and not rehearsal:
+            arch = archs[TEACHER].removeprefix(TORCHVISION)
+            filled = load_pretrained(students.networks[TEACHER], arch)
+            self.emit(Said(f"teacher: {filled} tensors start from ImageNet's weights"))
         for name in () if is_teacher else students.names:
             if name in self.results.warm_started():
                 students.networks[name].load_state_dict(self.results.warm_started()[name])

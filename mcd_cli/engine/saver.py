@@ -34,7 +34,7 @@ class Saver:
         """Save when it is time; when a signal came, save and end."""
         if self.stop:
             self.save(trainer)
-            raise Interrupted(f"interrupted; go on with: mcd distill --resume {self.folder.path}")
+            raise Interrupted(f"interrupted; go on with: {self.folder.resume_command}")
         steps, seconds = self.every.steps, self.every.seconds
         by_steps = steps is not None and trainer.number % steps == 0
         if by_steps or (seconds is not None and time.monotonic() - self.saved_at >= seconds):

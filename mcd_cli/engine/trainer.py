@@ -23,7 +23,7 @@ from mcd_cli.methods.base import Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, initialise
 from mcd_cli.recipe import CoordinatorSection
-from mcd_cli.seeds import generator
+from mcd_cli.seeds import generator, seed_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Trainer:
             group["lr"] = self._learning_rate(self.number)
         c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
 
+        self._seed_dropout()
         with torch.no_grad(), self.hardware.autocast():
             z_teachers = {name: at_least_float32(teacher(x)) for name, teacher in self.teachers.items()}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
@@ -148,6 +149,7 @@ class Trainer:
         literal = self.plan.coordinator.optimizer == "adam"
         validation = self.loader.validation_batch(self.updates)
         v = meta.validation_gradient(self.students, validation.images, validation.labels)
+        self._seed_dropout()  # the same masks as in the real step
         directional = meta.directional_losses(self.students, theta, v, x, losses)
         gradient = meta.weight_gradient(directional, c if literal else 1.0)
         parameters = dict(self.coordinator.named_parameters())
@@ -265,6 +267,10 @@ class Trainer:
             return self.coordinator.weigh(p)
         return self.coordinator.weigh(p, torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device))
 
+    def _seed_dropout(self) -> None:
+        """What draws from torch's global generator (dropout, stochastic depth) is a function of the step, too."""
+        torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number))
+
     def _draw(self, purpose: str) -> torch.Generator:
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
 
@@ -286,7 +292,7 @@ class Trainer:
         names = [name for name, bad in zip(self.students.names, broken.tolist(), strict=True) if bad]
         raise RunFailed(
             f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
-            "the last good state is kept; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
+            "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
         )
 
 

@@ -1,13 +1,18 @@
-"""torchvision's classifiers, untrained: `NAME`, or `NAME@small` with the stem adapted to small images."""
+"""torchvision's classifiers, untrained or from ImageNet: `NAME`, or `NAME@small` with a stem for small images."""
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
-from mcd_cli.errors import UserError, unknown
+from mcd_cli.errors import RunFailed, UserError, unknown
 
 SMALL = "@small"
 
@@ -62,6 +67,28 @@ def build(name: str, num_classes: int) -> nn.Module:
     if name != plain:
         adapt(network, next(pool for family, pool in FIRST_POOLS.items() if plain.startswith(family)))
     return network
+
+
+def load_pretrained(network: nn.Module, name: str) -> int:
+    """Put torchvision's ImageNet weights into a network of NAME or NAME@small, where the shapes agree; in place.
+
+    Returns how many of the network's tensors were filled (all but the head and, for @small, the stem). The weights
+    are downloaded by torchvision into torch's own cache (TORCH_HOME). Raises RunFailed when they cannot be had.
+    """
+    weights = torchvision.models.get_model_weights(name.removesuffix(SMALL)).DEFAULT
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
+            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        first = str(error).strip().partition("\n")[0]
+        raise RunFailed(
+            f"cannot get the pretrained weights of torchvision:{name} ({first}); put {weights.url} into {folder}"
+        ) from None
+    mine = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in mine and mine[key].shape == value.shape}
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 
 def adapt(network: nn.Module, first_pool: str) -> None:

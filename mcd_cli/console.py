@@ -30,7 +30,12 @@ def _console(*, stderr: bool) -> Console:
 
 def table(console: Console, *columns: str, title: str | None = None) -> Table:
     """An empty table: the first column is a name, the others are numbers; plain where nobody looks."""
-    drawn = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, title_justify="left")
+    drawn = Table(
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+    )
     drawn.title = None if title is None else Text(title)
     for i, column in enumerate(columns):
         drawn.add_column(Text(column), justify="right" if i else "left", no_wrap=True)

@@ -99,16 +99,18 @@ def _accuracies(accuracy: Mapping[str, float]) -> str:
 
 def ladder_table(ladder: Ladder, console: Console) -> Table:
     """The ladder as people compare it; accuracies on the test set, ± is 95 %."""
-    columns = ["student", "MACs", "params", "bytes", "CE (warm start)", ladder.method, "gain"]
-    drawn = table(console, *columns)
+    warm_start = "CE\n(warm start)" if console.is_terminal else "CE (warm start)"  # 80 columns are enough
+    drawn = table(console, "student", "MACs", "params", "bytes", warm_start, ladder.method, "gain")
+    for column in drawn.columns:
+        column.no_wrap = True
     for student in ladder.students:
         accuracy = student.accuracy
         error = Z95 * standard_error(accuracy.test, ladder.dataset.sizes["test"])
         drawn.add_row(
             student.name,
             show_count(student.macs),
-            show_count(student.params),
-            show_size(student.bytes),
+            show_count(student.params, 3),
+            show_size(student.bytes, 3),
             "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
             f"{accuracy.test:.1%} ± {100 * error:.1f}",
             "-" if accuracy.ce is None else _gain(accuracy.test - accuracy.ce, accuracy.gain_p),
@@ -118,9 +120,8 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
 
 def caption(ladder: Ladder) -> str:
     """What the table's figures were measured on."""
-    teacher = "" if ladder.teacher is None else f"teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}; "
-    sizes = ladder.dataset.sizes
-    return f"{sizes['test']:,} test images; ± and 'within noise' at 95 %; {teacher}seed {ladder.seed}, n = 1"
+    teacher = "" if ladder.teacher is None else f"; teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}"
+    return f"{ladder.dataset.sizes['test']:,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
 
 
 def standard_error(accuracy: float, num_images: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
 from mcd_cli.run_folder import LOG, RECIPE, RunFolder
 
@@ -57,9 +57,20 @@ def run(asked: Asked) -> None:
             if (folder / RECIPE).exists():
                 raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
             raise
-        except Exception:
+        except Exception as error:
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+            if _is_out_of_memory(error):
+                smaller = max(2, recipe.batch_size // 2)
+                raise RunFailed(
+                    f"out of memory with a batch of {recipe.batch_size}; try --batch-size {smaller} in a new run"
+                ) from None
             raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an exception of its own on a GPU, and a plain RuntimeError on a CPU."""
+    told = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def resolve(asked: Asked) -> Recipe:

@@ -21,7 +21,7 @@ from mcd_cli.errors import RunFailed
 from mcd_cli.losses import instance_losses
 from mcd_cli.methods.base import Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.models.students import Students, at_least_float32, initialise
+from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
 from mcd_cli.recipe import CoordinatorSection
 from mcd_cli.seeds import generator, seed_of
 
@@ -56,7 +56,7 @@ class Trainer:
         self.loader = loader
         self.hardware = hardware
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
-        self.students = students.to(hardware.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.students = students.to(hardware.device).train()
         self.optimizer = torch.optim.SGD(
             [{"params": list(network.parameters())} for network in students.networks.values()],
             fused=True,
@@ -112,7 +112,7 @@ class Trainer:
 
         self._seed_dropout()
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(teacher(x)) for name, teacher in self.teachers.items()}
+            z_teachers = {name: at_least_float32(in_pieces(teacher, x)) for name, teacher in self.teachers.items()}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
         self._refuse_non_finite(z, "logits")

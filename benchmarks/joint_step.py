@@ -117,10 +117,12 @@ class PlainWay:
             optimizer.step()
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], times: int = 1) -> float:
+    """Of one call, on average over so many."""
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
 
 
 def batches_of(trainer: Trainer) -> Iterator[Batch]:
@@ -142,9 +144,9 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
     for repeat in range(repeats + 1):
         time.sleep(2)  # the plain way's workers read ahead: let them be done before ours is timed
         row = {
-            "ours": seconds(lambda: [step() for _ in range(STEPS)]) / STEPS,
+            "ours": seconds(step, STEPS),
             "augment": seconds(lambda: ours.loader.augmentation(images, draws)),
-            "plain": seconds(lambda: [plain.step() for _ in range(STEPS)]) / STEPS,
+            "plain": seconds(plain.step, STEPS),
         }
         if repeat:  # the first pays for warm-up
             rows.append(row)

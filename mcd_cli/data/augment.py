@@ -7,7 +7,6 @@ the sharding or the process, an image sees the same augmentation in the same epo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,6 +121,3 @@ def cutout(x: Tensor, u: Tensor, side: int) -> Tensor:
     in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
     in_cols = (cols >= left[:, None]) & (cols < left[:, None] + side)
     return x.masked_fill((in_rows[:, :, None] & in_cols[:, None, :])[:, None], 0.5)
-
-
-Transform = Callable[[Tensor, Tensor], Tensor]

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,8 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
 def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20) -> dict[str, Any]:
     """What a meta step adds (JVP, gradient of L_val, C-NET's backward), as a share of the students' own step."""
     trainer = trainer_of("mc-distil", threads, coordinator)
+    dataset = trainer.loader.dataset
+    trainer.loader.dataset = replace(dataset, val=dataset.train[:BATCH])  # digits' own V is smaller than a batch
     batch = next(batches_of(trainer))
     x, y = batch.images, batch.labels
     z_teacher = trainer.teachers["teacher"](x).detach()

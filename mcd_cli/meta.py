@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
+from mcd_cli.batch_norm import QuickForwardMode
 from mcd_cli.losses import cross_entropy
 
 Parameters = Mapping[str, Tensor]
@@ -46,13 +45,14 @@ def without_side_effects(model: nn.Module, parameters: Parameters, x: Tensor) ->
     return output
 
 
-def validation_gradient(students: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def validation_gradient(students: nn.Module, x: Tensor, y: Tensor, size: int | None = None) -> dict[str, Tensor]:
     """v = ∇_θ L_val(θ') with L_val = Σ_j mean_i ce (Eq. 6), train-mode BatchNorm, running statistics untouched.
 
     students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of V. Returns one tensor per parameter.
+    size: images of the mini-batch where x, y are one shard of it; the sum over shards is v then.
     """
     parameters = dict(students.named_parameters())
-    loss = cross_entropy(without_side_effects(students, parameters, x), y).mean(dim=0).sum()
+    loss = cross_entropy(without_side_effects(students, parameters, x), y).sum() / (size or len(x))
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
@@ -72,80 +72,18 @@ def directional_losses(
     def loss_tensor(parameters: Parameters) -> Tensor:
         return losses(without_side_effects(students, parameters, x))
 
-    with warnings.catch_warnings(), _QuickBatchNorm():
+    with warnings.catch_warnings(), QuickForwardMode():
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         tangent: Tensor = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))[1]
     return tangent.detach()
 
 
-def weight_gradient(directional: Tensor, c: Sequence[float] | float) -> Tensor:
+def weight_gradient(directional: Tensor, c: Sequence[float] | float, n: int | None = None) -> Tensor:
     """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
 
-    directional: [n, k, c]; c: one step size per student [k], or one for all. Returns [n, k, c].
+    directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
+    this is one shard of it. Returns [n, k, c].
     """
-    n = directional.shape[0]
     size = torch.as_tensor(c, dtype=directional.dtype, device=directional.device)
-    return -size.reshape(1, -1, 1) / n * directional
-
-
-class _QuickBatchNorm(TorchFunctionMode):
-    """Within: train-mode BatchNorm takes its forward-mode derivative from `_BatchNorm`; its buffers stay as they are.
-
-    torch spells that derivative out in a dozen passes over the feature map, which is half of a JVP's time.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        y: Tensor = _BatchNorm.apply(x, weight, bias, eps)[0]  # type: ignore[no-untyped-call]
-        return y
-
-
-class _BatchNorm(torch.autograd.Function):
-    """y = γ x̂ + β over a batch, with ẏ = J ẋ + γ̇ x̂ + β̇ in two native passes.
-
-    Per channel J = γ σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) is symmetric, so the native backward pass is J ẋ, too.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, ctx.eps = inputs
-        _, mean, inverse_std = output
-        ctx.mark_non_differentiable(mean, inverse_std)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_forward(x, weight, mean, inverse_std)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, None, None]:
-        x, weight, mean, inverse_std = ctx.saved_tensors
-        x_dot, weight_dot, bias_dot, _ = tangents
-        y_dot = None
-        if weight_dot is not None or bias_dot is not None:
-            variance = inverse_std**-2 - ctx.eps
-            y_dot = F.batch_norm(x, mean, variance, weight_dot, bias_dot, False, 0.0, ctx.eps)
-        if x_dot is not None:
-            along_x = torch.ops.aten.native_batch_norm_backward(
-                x_dot, x, weight, None, None, mean, inverse_std, True, ctx.eps, [True, False, False]
-            )[0]
-            y_dot = along_x if y_dot is None else y_dot.add_(along_x)
-        return y_dot, None, None
+    return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class Coordinator(nn.Module):
     never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
     `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
     images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
-    Input: images [n, 3, H, W] in [0, 1].
+    `sync` as in Students. Input: images [n, 3, H, W] in [0, 1].
     """
 
     mean: Tensor
@@ -45,8 +47,10 @@ class Coordinator(nn.Module):
         normalise: str = "none",
         total: float | None = None,
         control: str = "none",
+        sync: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
+        self.sync = sync or nullcontext()
         num_outputs = num_students * num_losses
         self.network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
         if arch != "scalar" and control != "frozen":
@@ -63,11 +67,15 @@ class Coordinator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """C-NET's outputs p = sigmoid(head(x)), [n, k, c] in (0, 1)."""
-        head = self.network((x - self.mean) / self.std)
+        with self.sync:
+            head = self.network((x - self.mean) / self.std)
         return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """The loss weights w of outputs p, both [n, k, c]; control "shuffle" needs the step's permutation [n]."""
+        """The loss weights w of a whole batch's outputs p, both [n, k, c].
+
+        permutation: the step's, [n], for control "shuffle".
+        """
         w = self.scale * p
         if self.control == "mean":
             w = w.mean(dim=0, keepdim=True).expand_as(w)

@@ -241,8 +241,18 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         raise UserError(_first_problem(error)) from None
 
 
+def lay_over(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The base with some keys changed (nested or dotted)."""
+    return parse_recipe(_merged(base.model_dump(exclude_none=True), changes))
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """What a recipe file holds, and what it extends, as it stands: only what it changes."""
+    return _read(str(path))
+
+
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in _recipes_folder().glob("*.toml"))
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -279,13 +289,13 @@ def _find(name: str) -> Path:
         if not path.is_file():
             raise UserError(f"no recipe file {name}")
         return path
-    path = _recipes_folder() / f"{name}.toml"
+    path = recipes_folder() / f"{name}.toml"
     if not path.is_file():
         raise unknown("recipe", name, recipe_names())
     return path
 
 
-def _recipes_folder() -> Path:
+def recipes_folder() -> Path:
     """Inside the package when installed from a wheel, beside it in a checkout or an editable install."""
     package = Path(__file__).parent
     inside = package / "recipes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.models.torchvision_zoo import load_pretrained
-from mcd_cli.quantities import Interval, interval
+from mcd_cli.quantities import Interval, interval, show_time
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import CHECKPOINT, RunFolder
 
@@ -97,17 +97,32 @@ class Run:
         if shape != (len(image), self.dataset.num_classes):
             raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
+    def seconds_by_stage(self) -> dict[str, float]:
+        """The estimate of every stage, by its name."""
+        return {p.name: seconds_of_stage(p.epochs, self._trainer(p, rehearsal=True)) for p in self.plans}
+
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
-        total = 0.0
-        for plan in self.plans:
-            total += seconds_of_stage(plan.epochs, self._trainer(plan, rehearsal=True))
+        total = sum(self.seconds_by_stage().values())
         names = ", ".join(f"{plan.name} {plan.epochs} epochs" for plan in self.plans)
-        self.emit(Said(f"{names}: about {_clock(total)} on this {self.hardware.device.type}"))
+        self.emit(Said(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
         return total
 
-    def train(self) -> Ladder:
-        """All stages, from the last checkpoint where there is one, to the ladder's manifest."""
+    def train(self, given: Mapping[str, Result] | None = None) -> Ladder:
+        """All stages, from the last checkpoint where there is one, to the ladder's manifest.
+
+        given: finished stages of other runs, by name, that this one takes over instead of training them again.
+        """
+        self._train(given or {})
+        assert self.teacher is not None
+        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+
+    def start(self, until: str) -> Results:
+        """Only the stages up to TEACHER or WARM_START: what other runs can take over."""
+        self._train({}, (TEACHER, WARM_START)[: (TEACHER, WARM_START).index(until) + 1])
+        return self.results
+
+    def _train(self, given: Mapping[str, Result], wanted: Sequence[str] | None = None) -> None:
         checkpoints = Checkpoints(self.folder / CHECKPOINT)
         state = checkpoints.load(lambda line: self.emit(Warned(line)))
         if state is not None:
@@ -119,9 +134,14 @@ class Run:
             if state is not None:
                 saver.kept = list(state.position["kept"])
                 self.folder.cut_metrics(state.position["metrics"])
-            for plan, file in zip(self.plans, saver.kept, strict=False):
+            plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
+            for plan, file in zip(plans, saver.kept, strict=False):
                 self._finish(plan, Result.of(checkpoints.kept(file)))
-            for plan in self.plans[len(saver.kept) :]:
+            for plan in plans[len(saver.kept) :]:
+                if plan.name in given and not (state is not None and state.tensors):
+                    self._finish(plan, given[plan.name])
+                    saver.keep(plan.name, given[plan.name])
+                    continue
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
                     trainer.restore(state.tensors, state.position["trainer"])
@@ -132,8 +152,6 @@ class Run:
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
-        assert self.teacher is not None
-        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
 
     def _finish(self, plan: Plan, result: Result) -> None:
         self.results[plan.name] = result
@@ -287,10 +305,3 @@ def _sgd(section: Any) -> dict[str, Any]:
         "weight_decay": section.weight_decay,
         "nesterov": getattr(section, "nesterov", False),
     }
-
-
-def _clock(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

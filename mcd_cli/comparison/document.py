@@ -200,7 +200,7 @@ def _row(row: Entry) -> dict[str, Any]:
         "updates": min(cell.updates for cell in row.cells),
         "seconds": spread(seconds) if len(seconds) == len(row.cells) else None,
         "borrowed": sorted({name for cell in row.cells for name in cell.borrowed}),
-        "test_minus_val": sum(gap) / len(gap),
+        "test_minus_val": None if row.cells[0].cell.recipe.train_on_val else sum(gap) / len(gap),
     }
 
 

@@ -79,25 +79,15 @@ def draw_gains(documents: Sequence[Document], folder: Path) -> None:
             for i, student in enumerate(s["name"] for s in document["students"] if s["name"] in bars):
                 gain, spread, closest = bars[student]
                 panel.bar(place, gain, yerr=spread or None, width=0.8, color=_shade(i), capsize=3, ecolor=GREY)
-                panel.annotate(
-                    closest,
-                    (place, 0),
-                    xytext=(0, -3 if gain >= 0 else 3),
-                    textcoords="offset points",
-                    ha="center",
-                    va="top" if gain >= 0 else "bottom",
-                    fontsize=7,
-                    color=GREY,
-                )
                 ticks.append(place)
-                labels.append(student.removeprefix("resnet10-"))
+                labels.append(f"{student.removeprefix('resnet10-')}\n({closest})")
                 place += 1
             teacher = document["teacher"]["arch"] if document["teacher"] else "no teacher"
             panel.annotate(
                 f"teacher {teacher}, n = {len(document['seeds'])}",
-                ((first + place - 1) / 2, 1),
+                ((first + place - 1) / 2, 0),
                 xycoords=("data", "axes fraction"),
-                xytext=(0, -4),
+                xytext=(0, -28),
                 textcoords="offset points",
                 ha="center",
                 va="top",
@@ -106,9 +96,10 @@ def draw_gains(documents: Sequence[Document], folder: Path) -> None:
             place += 0.8
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set_xticks(ticks, labels, fontsize=8)
-        panel.margins(y=0.2)
+        panel.use_sticky_edges = False
+        panel.margins(y=0.1)
         panel.set_ylabel("points over the\nclosest baseline")
-        panel.set_title(f"{dataset}: {SUBJECT}, last epoch, ± std over seeds; below: the baseline", fontsize=9)
+        panel.set_title(f"{dataset}: {SUBJECT}, last epoch, ± std over seeds (closest baseline)", fontsize=9)
         panel.grid(axis="y", alpha=0.25)
     _save(figure, folder / GAINS)
 

@@ -20,6 +20,8 @@ PLAN = "comparison.toml"
 
 ALONE = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
 """What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""
+USED = {"ce": (), "kd": ("tau", "lambda_", "total")}
+"""What some methods use of [distill]; the others: all of it."""
 CHAINS = ("takd", "dgkd")
 """Methods whose first link, the largest student, is kd."""
 
@@ -110,8 +112,8 @@ def identity(recipe: Recipe) -> str:
     if len(recipe.students) == 1:
         method = ALONE.get(method, method)
         changes["method"] = method
-    if method in ("ce", "kd"):
-        changes["distill"] = _distill(recipe, () if method == "ce" else ("tau", "lambda_", "total"))
+    if method in USED:
+        changes["distill"] = _distill(recipe, USED[method])
     if not METHODS.load(method).learned:
         changes["coordinator"] = CoordinatorSection()
     return recipe.model_copy(update=changes).sha256()
@@ -121,7 +123,7 @@ def kd_link(recipe: Recipe) -> str | None:
     """The identity of the kd run whose largest student is this chain's first link; None for other methods."""
     if recipe.method not in CHAINS:
         return None
-    return identity(recipe.model_copy(update={"method": "kd", "distill": _distill(recipe, ("tau", "lambda_"))}))
+    return identity(recipe.model_copy(update={"method": "kd", "distill": _distill(recipe, USED["kd"])}))
 
 
 def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
@@ -133,6 +135,7 @@ def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
         update={
             "method": "ce",
             "epochs": 1,
+            "train_on_val": False,
             "students": dict(students),
             "optimizer": type(recipe.optimizer)(),
             "distill": DistillSection(),
@@ -163,6 +166,5 @@ def differing(a: Recipe, b: Recipe) -> list[str]:
 
 
 def _distill(recipe: Recipe, used: Sequence[str]) -> DistillSection:
-    """The section's defaults, but for the keys that are used (as far as they exist)."""
-    kept = {key: getattr(recipe.distill, key) for key in used if key in DistillSection.model_fields}
-    return DistillSection().model_copy(update=kept)
+    """The section's defaults,  but for the keys that are used."""
+    return DistillSection().model_copy(update={key: getattr(recipe.distill, key) for key in used})

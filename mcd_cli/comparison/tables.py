@@ -142,7 +142,7 @@ def _gains(document: Mapping[str, Any]) -> Sheet:
                 f"{row['total_weight']:.2f}",
                 updates,
                 time,
-                f"{100 * row['test_minus_val']:+.1f}",
+                "-" if row["test_minus_val"] is None else f"{100 * row['test_minus_val']:+.1f}",
             )
         )
     columns = ("method", "over kd", "95 %", "p", "over ce", "weight", "updates", "time", "test − V")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,8 @@ class Run:
         if self.teacher is not None:
             self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
             check_teacher(self.teacher, self.loader, self.force, self.emit)
+        if self.recipe.train_on_val:
+            self.emit(Warned("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images"))
 
     def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
         try:
@@ -182,6 +184,8 @@ class Run:
     def _plans(self) -> list[Plan]:
         recipe = self.recipe
         method = METHODS.load(recipe.method)(recipe.distill)
+        if recipe.train_on_val and method.learned:
+            raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
         ce = CE(recipe.distill)
         plans = []
         if self.teacher is None:
@@ -193,7 +197,8 @@ class Run:
         stages = method.stages(self._by_size())
         for stage in stages:
             name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
-            plans.append(self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer)))
+            plan = self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
+            plans.append(replace(plan, on_val=recipe.train_on_val))
         return plans
 
     def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
@@ -239,7 +244,10 @@ class Run:
             if name in self.results.warm_started():
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
-        return Trainer(plan, students, frozen, self.loader, self.hardware)
+        loader = self.loader
+        if plan.on_val:
+            loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
+        return Trainer(plan, students, frozen, loader, self.hardware)
 
     def finished(self, name: str, rehearsal: bool = False) -> nn.Module:
         """The teacher, or a student whose stage is done, as a frozen network."""

@@ -166,5 +166,5 @@ def differing(a: Recipe, b: Recipe) -> list[str]:
 
 
 def _distill(recipe: Recipe, used: Sequence[str]) -> DistillSection:
-    """The section's defaults,  but for the keys that are used."""
+    """The section's defaults, but for the keys that are used."""
     return DistillSection().model_copy(update={key: getattr(recipe.distill, key) for key in used})

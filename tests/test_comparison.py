@@ -117,7 +117,7 @@ def test_figures_are_those_of_the_predictions(whole: Path) -> None:
     assert rows["mc-distil"]["total_weight"] == pytest.approx(1.5, abs=0.1)
     assert (rows["mc-distil"]["updates"], rows["kd"]["updates"]) == (4, 0)
     assert rows["mc-distil"]["seconds"]["mean"] > 0
-    assert "C-NET made 4 updates" in document["verdict"]["lines"][-1]
+    assert "C-NET made 4 updates" in document["verdicts"][0]["lines"][-1]
     assert gains_over_closest(document).keys() == {"resnet10-xxs", "resnet10-xxxs"}
     told = (whole / "comparison.md").read_text(encoding="utf-8")
     best = max(rows.values(), key=lambda row: row["mean"]["mean"])["mean"]

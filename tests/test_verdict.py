@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcd_cli.comparison.statistics import Contrast, contrasts
-from mcd_cli.comparison.verdict import Question, ask, claimed, sentences, subject_of
+from mcd_cli.comparison.verdict import Question, ask, claimed, sentences, subjects_of
 
 TRUE_MEANS = {
     "kd": 0.34,
@@ -31,7 +31,7 @@ def judged(**means: float) -> tuple[Question, Contrast, dict[tuple[str, str], Co
     random = np.random.default_rng(0)
     right = {name: mean + 0.002 * random.standard_normal((5, 100)) for name, mean in means.items()}
     totals = {name: TOTALS.get(name, 1.0) for name in means}
-    question = ask(totals)
+    question = ask("mc-distil", totals)
     assert question is not None
     answers = contrasts({(a, b): right[a] - right[b] for a, b in question.pairs()}, resamples=500)
     gain = contrasts({"gain": right[question.subject] - right["kd"]}, resamples=500)["gain"]
@@ -56,9 +56,11 @@ def test_the_parts_add_up_to_the_gain() -> None:
     summed = sum(answers[pair].difference for name, pair in pairs.items() if pair and not name.startswith("sharing"))
     assert summed == pytest.approx(gain.difference)
     (first, *_) = sentences(question, gain, answers, totals)
-    assert first.startswith("mc-distil over kd: +6.0")
+    assert first.startswith(f"mc-distil over kd: {100 * gain.difference:+.2f} (")
     assert "total weight 2.80 against 1.00" in first
-    assert "instance weights +2.0" in first
+    instance = answers["mc-distil", "mc-distil-mean"].difference
+    assert instance == pytest.approx(0.02, abs=0.001)
+    assert f"instance weights {100 * instance:+.2f} (mc-distil − mc-distil-mean)" in first
 
 
 def test_claims_where_every_control_is_beaten() -> None:
@@ -95,7 +97,18 @@ def test_a_worse_control_that_is_missing_is_told_in_the_parts() -> None:
 
 
 def test_whose_gain_it_is() -> None:
-    assert subject_of(["kd", "mc-distil-mean", "mc-distil-normalised"]) == "mc-distil-normalised"
-    assert subject_of(["mc-distil-normalised", "mc-distil"]) == "mc-distil"
-    assert subject_of(["kd", "ce"]) is None
-    assert ask({"mc-distil": 1.0}) is None
+    names = ["kd", "mc-distil-mean", "mc-distil-normalised", "mc-distil-normalised-alone", "mc-distil-nops"]
+    assert subjects_of([*names, "mc-distil"]) == ["mc-distil-normalised", "mc-distil"]
+    assert subjects_of(["kd", "ce"]) == []
+    assert ask("mc-distil", {"mc-distil": 1.0}) is None
+
+
+def test_a_variant_has_controls_of_its_own() -> None:
+    question = ask(
+        "mc-distil-normalised",
+        dict.fromkeys([*TRUE_MEANS, "mc-distil-normalised-mean"], 1.0) | {"mc-distil-normalised": 3.0},
+    )
+    assert question is not None
+    (instance, *_) = question.claims
+    assert instance.against == ("mc-distil-normalised-mean",)
+    assert instance.missing == ("mc-distil-normalised-shuffle", "mc-distil-normalised-scalar")

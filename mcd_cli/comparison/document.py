@@ -15,7 +15,7 @@ import mcd_cli
 from mcd_cli.comparison.cells import Trained
 from mcd_cli.comparison.plan import Plan, differing
 from mcd_cli.comparison.statistics import LEVEL, RESAMPLES, Contrast, contrasts
-from mcd_cli.comparison.verdict import SUBJECT, Pair, ask, claimed, sentences
+from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, ask, claimed, sentences, subjects_of
 from mcd_cli.recipe import Recipe, lay_over
 
 SCHEMA = 1
@@ -120,7 +120,7 @@ def describe(plan: Plan, trained: Mapping[tuple[str, int], Trained]) -> dict[str
             for row in rows
         ],
     }
-    return document | _verdict(by_name, against["kd"])
+    return document | _verdicts(by_name, against["kd"])
 
 
 def contrasts_of(pairs: Sequence[Pair], by_name: Mapping[str, Entry]) -> dict[Pair, Contrast]:
@@ -157,31 +157,37 @@ def _per_student(base: str, rows: Sequence[Entry]) -> dict[tuple[str, str], Cont
     )
 
 
-def _verdict(by_name: Mapping[str, Entry], over_kd: Mapping[str, Contrast]) -> dict[str, Any]:
+def _verdicts(by_name: Mapping[str, Entry], over_kd: Mapping[str, Contrast]) -> dict[str, Any]:
+    """One verdict for each variant of mc-distil; all their control pairs are one family."""
     totals = {name: row.total_weight for name, row in by_name.items()}
-    question = ask(totals)
-    if question is None or question.subject not in over_kd:
-        return {"controls": [], "verdict": None}
-    answers = contrasts_of(question.pairs(), by_name)
-    lines = sentences(question, over_kd[question.subject], answers, totals)
-    updates = min(cell.updates for cell in by_name[question.subject].cells)
+    asked = [ask(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
+    questions = [question for question in asked if question is not None]
+    answers = contrasts_of(list(dict.fromkeys(pair for one in questions for pair in one.pairs())), by_name)
+    return {
+        "controls": [{"a": a, "b": b, **_told(contrast)} for (a, b), contrast in answers.items()],
+        "verdicts": [_verdict(one, over_kd[one.subject], answers, totals, by_name[one.subject]) for one in questions],
+    }
+
+
+def _verdict(
+    question: Question, gain: Contrast, answers: Mapping[Pair, Contrast], totals: Mapping[str, float], row: Entry
+) -> dict[str, Any]:
+    lines = sentences(question, gain, answers, totals)
+    updates = min(cell.updates for cell in row.cells)
     if updates < FEW_UPDATES:
         lines.append(f"C-NET made {updates} updates; under {FEW_UPDATES}, a verdict on what it learns means little.")
     return {
-        "controls": [{"a": a, "b": b, **_told(contrast)} for (a, b), contrast in answers.items()],
-        "verdict": {
-            "subject": question.subject,
-            "parts": {part.name: list(part.pair) if part.pair else None for part in question.parts},
-            "claims": {
-                claim.name: {
-                    "claimed": claimed(claim, question.subject, answers),
-                    "against": list(claim.against),
-                    "missing": list(claim.missing),
-                }
-                for claim in question.claims
-            },
-            "lines": lines,
+        "subject": question.subject,
+        "parts": {part.name: list(part.pair) if part.pair else None for part in question.parts},
+        "claims": {
+            claim.name: {
+                "claimed": claimed(claim, question.subject, answers),
+                "against": list(claim.against),
+                "missing": list(claim.missing),
+            }
+            for claim in question.claims
         },
+        "lines": lines,
     }
 
 

@@ -73,9 +73,8 @@ def caption(document: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(document: Mapping[str, Any]) -> list[str]:
-    if document["verdict"] is None:
-        return ["no verdict: it needs kd and mc-distil in the comparison."]
-    return list(document["verdict"]["lines"])
+    lines = [line for one in document["verdicts"] for line in one["lines"]]
+    return lines or ["none: it needs kd and mc-distil in the comparison."]
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:

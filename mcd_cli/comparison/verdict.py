@@ -52,22 +52,20 @@ class Question:
         return list(dict.fromkeys([*found, *self.beside]))
 
 
-def subject_of(names: Iterable[str]) -> str | None:
-    """Whose gain is judged: mc-distil where it took part, else the first of its variants that is no control."""
-    names = list(names)
-    endings = (*OF_INSTANCE_WEIGHTS, ALONE, *BESIDE)
-    candidates = [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
-    return SUBJECT if SUBJECT in names else candidates[0] if candidates else None
+def subjects_of(names: Iterable[str]) -> list[str]:
+    """Whose gains are judged: mc-distil and its variants that are no control of another."""
+    endings = (*OF_INSTANCE_WEIGHTS, ALONE, *(name for name in BESIDE if name.startswith("-")))
+    return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
 
 
-def ask(totals: Mapping[str, float]) -> Question | None:
+def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
     """The question that these contenders can answer. totals: name → total loss weight, averaged over training.
 
     The parts add up: kd → kd at the total weight nearest to the subject's → constant weights with the pooled term,
-    nearest likewise → learned weights without instances (mean) → the subject.
+    nearest likewise → learned weights without instances (mean) → the subject. A control of the subject is named
+    after it. None without kd.
     """
-    subject = subject_of(totals)
-    if subject is None or BASELINE not in totals:
+    if BASELINE not in totals:
         return None
 
     def nearest(prefix: str, to: float) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_figure_2_adds_one_student_at_a_time() -> None:
         groups = [set(laid_over("cifar100-resnet10", f"{way}-{n}").students) for n in range(1, 6)]
         assert groups[0] == {first}
         assert groups[-1] == GROUP
-        for n, (smaller, larger) in enumerate(zip(groups, groups[1:], strict=False), 1):
+        for n, (smaller, larger) in enumerate(pairwise(groups), 1):
             assert smaller < larger
             assert len(smaller) == n
 

@@ -56,6 +56,11 @@ def distill(
     out: Annotated[str | None, typer.Option(help="The run's folder.", show_default="runs/DATASET-METHOD-N")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="8G: larger data sets are streamed from disk.", show_default="half of what is free"),
+    ] = None,
+    sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Under torchrun: BatchNorm over all processes.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe, cost and estimate.")] = False,
@@ -77,6 +82,7 @@ def distill(
         "batch_size": batch_size,
         "seed": seed,
         "precision": precision,
+        "sync_bn": sync_bn or None,
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
     }
@@ -90,6 +96,7 @@ def distill(
         overrides={key: value for key, value in overrides.items() if value is not None},
         device=device,
         threads=threads,
+        max_memory=max_memory,
         out=out,
         resume=resume,
         force=force,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from mcd_cli.errors import RunFailed
@@ -15,7 +16,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises RunFailed, with the space needed when the disk is full; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -174,6 +174,7 @@ class Recipe(Section):
     train_on_val: bool = False  # control (e): the method's own stages train on train ∪ V
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = True
+    sync_bn: bool = False
     label_noise: float = Field(0.0, ge=0, lt=1)
     students: dict[str, str] = Field(default_factory=lambda: dict(PAPER_STUDENTS), min_length=1)
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
@@ -229,10 +230,13 @@ class Recipe(Section):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
+    def content(self) -> dict[str, Any]:
+        """What decides the result, as plain JSON: without paths and checkpoint intervals."""
+        return self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
+
     def sha256(self) -> str:
-        """Hash of what decides the result: without paths and checkpoint intervals."""
-        content = self.model_dump(exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Hash of what decides the result."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
 
 
 def name_students(items: Iterable[Any]) -> dict[str, str]:

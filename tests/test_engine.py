@@ -42,10 +42,10 @@ def in_double(trainer: Trainer, n: int, m: int) -> Batch:
         network.double()
     plain = trainer.loader.validation_batch
     val = plain(0)
-    small = Batch(val.ids[:m], val.images[:m].double(), val.labels[:m])
+    small = Batch(val.ids[:m], val.images[:m].double(), val.labels[:m], m)
     trainer.loader.validation_batch = lambda update: small  # type: ignore[method-assign]
     batch = next(iter(trainer.loader.epoch(0)))
-    return Batch(batch.ids[:n], batch.images[:n].double(), batch.labels[:n])
+    return Batch(batch.ids[:n], batch.images[:n].double(), batch.labels[:n], n)
 
 
 @pytest.mark.parametrize("steps_before", [0, 1])

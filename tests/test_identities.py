@@ -42,7 +42,7 @@ def recipe_of(method: str, students: tuple[str, ...] = tuple(LADDER), **options:
     return tiny_recipe(
         method=method,
         students=list(students),
-        epochs=3,
+        epochs=2,
         distill=options,
         optimizer={"lr": 0.5},  # so large that some student is at its best before the end
         schedule={"name": "constant"},
@@ -134,7 +134,7 @@ def test_rmcs_difficulty_once_in_eval_mode_on_plain_images(run_of: Any) -> None:
     newest = max((run / "checkpoint").glob("state-*"))
     assert not read_state(newest).tensors  # between stages: the table went with its stage
     with pytest.raises(Interrupted):
-        train(recipe_of("rmc"), run.parent / "cut", signal_at("distill", 7))
+        train(recipe_of("rmc"), run.parent / "cut", signal_at("distill", 5))
     state = read_state(max((run.parent / "cut" / "checkpoint").glob("state-*")))
     table = state.tensors["memory:difficulty"]
 
@@ -171,14 +171,13 @@ def test_rmcs_difficulty_once_in_eval_mode_on_plain_images(run_of: Any) -> None:
     same_to_the_bit(run, run.parent / "cut", *LADDER)
 
 
-@pytest.mark.parametrize("method", ["takd", "dgkd", "meta-distil"])
-def test_chains_resume_to_the_bit(run_of: Any, tmp_path: Path, method: str) -> None:
-    options = {"drop": 0.5} if method == "dgkd" else {}
+def test_a_chain_resumes_to_the_bit(run_of: Any, tmp_path: Path) -> None:
+    """With its frozen larger students, and with the draws of which to drop."""
     with pytest.raises(Interrupted):
-        train(recipe_of(method, **options), tmp_path / "run", signal_at(f"distill/{MIDDLE}", 5))
+        train(recipe_of("dgkd", drop=0.5), tmp_path / "run", signal_at(f"distill/{SMALL}", 5))
     go_on(tmp_path / "run")
-    same_to_the_bit(run_of(method, **options), tmp_path / "run", *LADDER)
-    assert lines(run_of(method, **options)) == lines(tmp_path / "run")
+    same_to_the_bit(run_of("dgkd", drop=0.5), tmp_path / "run", *LADDER)
+    assert lines(run_of("dgkd", drop=0.5)) == lines(tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,20 +190,18 @@ def test_every_method_can_be_estimated(tmp_path: Path, method: str) -> None:
 
 def test_training_on_v(tmp_path: Path) -> None:
     """Control (e): the method's own stages see train ∪ V, and the last epoch is the one kept."""
-    recipe = tiny_recipe(method="kd", train_on_val=True, epochs=3, optimizer={"lr": 0.1})
+    recipe = tiny_recipe(method="kd", train_on_val=True, optimizer={"lr": 0.5})
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run: Run = make_run(recipe, folder)
         run.train()
         data = run.dataset
-        seen = torch.cat([batch.ids for epoch in range(9) for batch in run.live.loader.epoch(epoch)]).unique()
+        seen = torch.cat([batch.ids for epoch in range(12) for batch in run.live.loader.epoch(epoch)]).unique()
         assert set(seen.tolist()) == {*data.train.tolist(), *data.val.tolist()}
         warm = run._trainer(run.plans[-2])
         assert {i for b in warm.loader.epoch(0) for i in b.ids.tolist()} <= set(data.train.tolist())
     best = load_file(tmp_path / "run" / "predictions.safetensors")
     for student in recipe.students:
         assert np.array_equal(best[f"test/best/{student}"], best[f"test/last/{student}"])
-    by_epoch = [line["students"][SMALL]["val_accuracy"] for line in lines(tmp_path / "run")]
-    assert len(by_epoch) == 3
 
 
 def test_training_on_v_is_not_for_c_net(tmp_path: Path) -> None:
@@ -217,5 +214,5 @@ def test_training_on_v_is_not_for_c_net(tmp_path: Path) -> None:
 
 
 def test_one_student_shares_with_nobody() -> None:
-    with pytest.raises(UserError, match="coordinator.shared: one student"):
+    with pytest.raises(UserError, match=r"coordinator\.shared: one student"):
         tiny_recipe(students=[SMALL], coordinator={"shared": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import traceback
@@ -14,6 +15,7 @@ from mcd_cli.commands.distill import Asked, check, is_out_of_memory, resolve, wi
 from mcd_cli.contenders import PAPERS_METHODS, Contender, find_contenders
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.methods import METHODS
+from mcd_cli.quantities import show_time, size
 from mcd_cli.run_folder import LOG, make_folder, next_folder
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def compare(asked: Compared) -> None:
     from mcd_cli.comparison.plan import Plan
 
     check(asked.run)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("mcd compare trains its cells in one process; start it without torchrun")
     if asked.run.resume is not None:
         if asked.methods is not None or asked.seeds is not None or asked.overlays:
             raise UserError("--resume goes on with the plan in its folder; to add methods or seeds, name it with --out")
@@ -139,7 +143,8 @@ def _engine(asked: Asked, view: View) -> Engine:
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.run_folder import RunFolder
 
-    options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images)
+    memory = None if asked.max_memory is None else size(asked.max_memory)
+    options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory)
 
     def run(recipe: Recipe, folder: RunFolder) -> Run:
         return Run(recipe, folder, options, view)
@@ -151,7 +156,6 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
     """The estimate, and a warning where C-NET will learn too seldom to judge it."""
     from mcd_cli.comparison.document import FEW_UPDATES
     from mcd_cli.engine.events import Warned
-    from mcd_cli.quantities import show_time
 
     todo = comparison.to_train
     view.say(f"{len(todo)} cells to train: about {show_time(cost.total_seconds)} in all")
@@ -168,7 +172,6 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
 
 def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
     from mcd_cli.console import print_json, results, table
-    from mcd_cli.quantities import show_time
 
     plan = comparison.plan
     if json_output:

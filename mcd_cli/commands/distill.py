@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
+from mcd_cli.quantities import size
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
 from mcd_cli.run_folder import LOG, RECIPE, RunFolder
 
@@ -33,6 +36,7 @@ class Asked:
     resume: str | None = None
     force: bool = False
     skip_bad_images: bool = False
+    max_memory: str | None = None
     dry_run: bool = False
     json_output: bool = False
     quiet: bool = False
@@ -40,26 +44,35 @@ class Asked:
 
 
 def run(asked: Asked) -> None:
-    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else."""
+    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else.
+
+    Under torchrun the process of rank 0 alone has the folder and speaks.
+    """
     check(asked)
-    if asked.resume is not None:
+    writes = os.environ.get("RANK", "0") == "0"
+    if asked.resume is None:
+        recipe = resolve(asked)
+        folder = RunFolder.create(asked.out, recipe) if writes else None  # the recipe stands before torch is imported
+    elif writes:
         folder, recipe = RunFolder.open(asked.resume)
     else:
-        recipe = resolve(asked)
-        folder = RunFolder.create(asked.out, recipe)  # the recipe stands before torch is imported
-    with folder:
+        folder, recipe = None, Recipe()  # process 0 tells it
+    with folder or nullcontext():
         try:
             _train(asked, with_checkpoint_interval(recipe, asked), folder)
         except McdError:
-            folder.discard()
+            if folder is not None:
+                folder.discard()
             raise
         except KeyboardInterrupt:
-            folder.discard()
-            if (folder / RECIPE).exists():
-                raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
+            if folder is not None:
+                folder.discard()
+                if (folder / RECIPE).exists():
+                    raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
             raise
         except Exception as error:
-            (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+            if folder is not None:
+                (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
             if is_out_of_memory(error):
                 smaller = max(2, recipe.batch_size // 2)
                 raise RunFailed(
@@ -95,26 +108,34 @@ def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
     return load_recipe(asked.recipe, settings | flags, dataset=dataset)
 
 
-def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
+def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
+    from mcd_cli.engine.hardware import joined
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.ladder import load_ladder
     from mcd_cli.report import View, draw_ladder, print_ladder
 
+    processes = joined(asked.device)
+    recipe = processes.share(recipe)
+    is_finished = processes.share(folder is not None and folder.is_finished)
     view = View(quiet=asked.quiet)
+    ladder = None
     try:
-        if folder.is_finished:
-            ladder = load_ladder(folder.path)
-        else:
-            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images)
-            training = Run(recipe, folder, options, view)
+        if not is_finished:
+            memory = None if asked.max_memory is None else size(asked.max_memory)
+            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory)
+            training = Run(recipe, folder, options, view if processes.writes else lambda event: None)
             if asked.resume is None:
                 training.check()
                 seconds = training.estimate()
                 if asked.dry_run:
-                    folder.discard()
-                    _print_plan(training, seconds, asked.json_output)
+                    if folder is not None:
+                        folder.discard()
+                        _print_plan(training, seconds, asked.json_output)
                     return
             ladder = training.train()
+        if folder is None:
+            return
+        ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
             draw_ladder(ladder, folder.path)
     finally:
@@ -161,7 +182,7 @@ def check(asked: Asked) -> None:
         if any(value is not None for value in given) or asked.settings or changed:
             raise UserError(
                 "--resume goes on with the recipe in its folder; "
-                "only --device, --threads and --checkpoint-every may change"
+                "only --device, --threads, --max-memory and --checkpoint-every may change"
             )
 
 

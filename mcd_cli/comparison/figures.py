@@ -116,7 +116,7 @@ def draw_cohorts(document: Document, folder: Path) -> None:
         for i, student in enumerate(order):
             points = [(count, row["students"][student]["last"]) for count, row in chain if student in row["students"]]
             panel.errorbar(
-                [count for count, _ in points],
+                [count + 0.06 * (i - (len(order) - 1) / 2) for count, _ in points],  # side by side, not on top
                 [100 * value["mean"] for _, value in points],
                 yerr=[100 * (value["std"] or 0) for _, value in points],
                 marker="o",

@@ -15,6 +15,8 @@ ALONE = "-alone"
 OF_V = ("kd-train-val",)
 BESIDE = ("kd-tuned", "-nops", "-frozen")  # stated when they ran, needed for no claim
 
+UNEVEN = 0.2  # of total weight, from which a pair is no longer at one weight
+
 Pair = tuple[str, str]  # a minus b
 
 
@@ -115,7 +117,7 @@ def sentences(
     question: Question, gain: Contrast, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]
 ) -> list[str]:
     """The verdict in words: the parts of the gain in one line, then a line per claim."""
-    told = [f"{part.name} {_part(part, answers)}" for part in question.parts]
+    told = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
     weight = f"total weight {totals[question.subject]:.2f} against {totals[BASELINE]:.2f}"
     lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(told)}."]
     return lines + [_claim(claim, question.subject, answers) for claim in question.claims]
@@ -140,10 +142,13 @@ def _claim(claim: Claim, subject: str, answers: Mapping[Pair, Contrast]) -> str:
     return f"{claim.name}: not claimed; {'; '.join(reasons)}."
 
 
-def _part(part: Part, answers: Mapping[Pair, Contrast]) -> str:
+def _part(part: Part, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]) -> str:
     if part.pair is None:
         return f"unknown ({part.missing} missing)"
-    return f"{points(answers[part.pair])} ({part.pair[0]} − {part.pair[1]})"
+    a, b = part.pair
+    uneven = abs(totals[a] - totals[b]) > UNEVEN and part.name != "total weight"
+    weights = f", at total weights {totals[a]:.2f} and {totals[b]:.2f}" if uneven else ""
+    return f"{points(answers[part.pair])} ({a} − {b}{weights})"
 
 
 def points(contrast: Contrast) -> str:

@@ -16,8 +16,8 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     """
     batch = next(iter(trainer.loader.epoch(0)))
     start = time.perf_counter()
-    trainer.prepare(batch.ids.cpu())
-    preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / len(batch.ids)
+    trainer.prepare(trainer.processes.gather(batch.ids, batch.size).cpu())
+    preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / batch.size
     _timed_step(trainer, batch, number=0)  # the first step pays for compilation and memory
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
     section = trainer.plan.coordinator

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcd_cli.batch_norm import OverProcesses
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
-from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
-from mcd_cli.engine.hardware import Hardware, prepare
-from mcd_cli.engine.interrupt import stop_on_signal
+from mcd_cli.engine.hardware import Hardware, available_memory, prepare
+from mcd_cli.engine.interrupt import Stop, stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
 from mcd_cli.engine.results import WARM_START, Result, Results
+from mcd_cli.engine.resume import changes, refuse_changes
 from mcd_cli.engine.saver import Saver
+from mcd_cli.engine.teacher import Teacher
 from mcd_cli.engine.trainer import Plan, Trainer
 from mcd_cli.errors import UserError
 from mcd_cli.ladder import Ladder
@@ -31,9 +33,10 @@ from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.models.torchvision_zoo import load_pretrained
-from mcd_cli.quantities import Interval, interval, show_time
+from mcd_cli.processes import check_shards
+from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
-from mcd_cli.run_folder import CHECKPOINT, RunFolder
+from mcd_cli.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,24 @@ class Options:
     threads: int | None = None
     force: bool = False
     skip_bad_images: bool = False
+    max_memory: int | None = None  # bytes of images held in memory; None: half of what is free
 
 
 class Run:
     """A recipe at work: the data, the plan of stages, and what is finished of it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, options: Options, emit: Listener) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: Options, emit: Listener) -> None:
+        """folder: None in a process that does not write. Reads the last state in it, where there is one."""
         self.recipe = recipe
         self.folder = folder
         self.emit = emit
         self.force = options.force
         self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
+        self.processes = self.hardware.processes
+        check_shards(recipe.batch_size, self.processes)
+        every = recipe.checkpoint.every
+        self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
+        self.state = self.saver.load(emit)
         self.dataset = load_dataset(
             recipe.dataset,
             data_root=recipe.data_root,
@@ -71,15 +81,26 @@ class Run:
             augmentation=PRESETS[recipe.augment.preset],
             augment_seed=recipe.augment_seed,
             device=self.hardware.device,
+            processes=self.processes,
+            memory=available_memory(self.hardware) // 2 if options.max_memory is None else options.max_memory,
         )
-        self.teacher = teachers.find_teacher(recipe, self.dataset, self.hardware)
+        if self.loader.streams:
+            emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))
+        self.teacher = self._find_teacher()
         self.plans = self._plans()
         self.results = Results()
         self.live: Trainer  # of the stage at work
 
+    def _find_teacher(self) -> Teacher | None:
+        """A file, or the cache's; a run that goes on keeps to the one it began with, or that it trains itself."""
+        began = None if self.state is None else self.state.position["identity"]
+        if began is not None and began["teacher"] is None:
+            return None
+        return teachers.find_teacher(self.recipe, self.dataset, self.hardware, began and began["teacher"])
+
     def check(self) -> None:
         """Before anything is trained: every network takes the images, and the teacher is no guesser."""
-        image = plain(self.loader.images[self.dataset.train[:2]])
+        image = plain(self.loader.pixels.take(self.dataset.train[:2]))
         for name, arch in self.recipe.students.items():
             self._try(f"student {name} ({arch})", build(arch, self.dataset.num_classes), image)
         if self.teacher is not None:
@@ -110,8 +131,8 @@ class Run:
         self.emit(Said(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
         return total
 
-    def train(self, given: Mapping[str, Result] | None = None) -> Ladder:
-        """All stages, from the last checkpoint where there is one, to the ladder's manifest.
+    def train(self, given: Mapping[str, Result] | None = None) -> Ladder | None:
+        """All stages, from the last state where there is one, to the ladder's manifest (None where another writes).
 
         given: finished stages of other runs, by name, that this one takes over instead of training them again.
         """
@@ -125,20 +146,16 @@ class Run:
         return self.results
 
     def _train(self, given: Mapping[str, Result], wanted: Sequence[str] | None = None) -> None:
-        checkpoints = Checkpoints(self.folder / CHECKPOINT)
-        state = checkpoints.load(lambda line: self.emit(Warned(line)))
+        saver, state = self.saver, self.state
+        saver.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
         if state is not None:
-            self._refuse_other_inputs(state.position)
+            refuse_changes(state.position["identity"], saver.about["identity"])
+            if changed := changes(state.position["hardware"], saver.about["hardware"]):
+                self.emit(Warned(f"{changed}: from here on not the same bits as a run that was never stopped"))
         with stop_on_signal() as stop:
-            about = {"identity": self.identity(), "hardware": self.hardware.describe()}
-            every = self.recipe.checkpoint.every
-            saver = Saver(self.folder, checkpoints, Interval() if every is None else interval(every), stop, about)
-            if state is not None:
-                saver.kept = list(state.position["kept"])
-                self.folder.cut_metrics(state.position["metrics"])
             plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
             for plan, file in zip(plans, saver.kept, strict=False):
-                self._finish(plan, Result.of(checkpoints.kept(file)))
+                self._finish(plan, saver.result(file))
             for plan in plans[len(saver.kept) :]:
                 if plan.name in given and not (state is not None and state.tensors):
                     self._finish(plan, given[plan.name])
@@ -149,8 +166,8 @@ class Run:
                     trainer.restore(state.tensors, state.position["trainer"])
                 else:
                     trainer.prepare()
-                state = None  # it was the state of this stage alone
-                self._fit(trainer, saver)
+                state = self.state = None  # it was the state of this stage alone
+                self._fit(trainer, stop)
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
@@ -160,7 +177,7 @@ class Run:
         if plan.name == TEACHER:
             self._adopt_teacher()
 
-    def _fit(self, trainer: Trainer, saver: Saver) -> None:
+    def _fit(self, trainer: Trainer, stop: Stop) -> None:
         plan = trainer.plan
         students = trainer.students.names
         self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.number))
@@ -168,15 +185,15 @@ class Run:
         for steps in trainer.epochs():
             for _ in steps:
                 self.emit(Stepped(plan.name, trainer.number))
-                saver.after_step(trainer)
+                self.saver.after_step(trainer, stop)
             record = trainer.end_epoch()
-            self.folder.log(record)
+            self.saver.log(record)
             self.emit(EpochEnded(record))
             for warning in degenerate(record):
                 if warning not in warned:
                     self.emit(Warned(warning))
                     warned.add(warning)
-            saver.save(trainer)
+            self.saver.save(trainer)
         num_val = len(self.dataset.val)
         accuracy = {name: trainer.best[name] / num_val for name in students}
         self.emit(StageEnded(plan.name, accuracy))
@@ -235,6 +252,7 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
+            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else None,
         )
         if is_teacher and self.recipe.teacher.pretrained and not rehearsal:
             arch = archs[TEACHER].removeprefix(TORCHVISION)
@@ -269,27 +287,13 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
+        trained_here = self.plans[0].name == TEACHER
         return {
-            "recipe": self.recipe.sha256(),
+            "recipe": self.recipe.content(),
             "data set": self.dataset.fingerprint,
             "stages": [plan.name for plan in self.plans],
-            "teacher": self.teacher.sha256 if self.teacher is not None and TEACHER not in self.results else None,
+            "teacher": None if trained_here or self.teacher is None else self.teacher.sha256,
         }
-
-    def _refuse_other_inputs(self, position: Mapping[str, Any]) -> None:
-        saved, now = position["identity"], self.identity()
-        if saved["stages"][:1] == [TEACHER] and now["stages"][:1] != [TEACHER]:
-            # the teacher that this run trained is in the cache by now: keep the plan that trained it
-            self.teacher = None
-            self.plans = self._plans()
-            now = self.identity()
-        for key, value in saved.items():
-            if now[key] != value:
-                raise UserError(
-                    f"--resume: the {key} is not the one this run began with ({value} then, {now[key]} now)"
-                )
-        if position["hardware"] != self.hardware.describe():
-            self.emit(Warned("device, threads or versions differ from the run's start: bit-identity is gone"))
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -47,13 +48,19 @@ def read_teacher(
     return Teacher(network, found.arch, tuple(mean or ()), tuple(std or ()), path, found.sha256, was_given)
 
 
-def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Teacher | None:
-    """The recipe's teacher if it is a file or was trained before; None where the run has to train it."""
+def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: str | None = None) -> Teacher | None:
+    """The recipe's teacher if it is a file or was trained before; None where the run has to train it.
+
+    sha256: of the trained one that a run began with, wherever it was trained.
+    """
     section = recipe.teacher
     if section.file is not None:
         path = Path(section.file).expanduser()
         return read_teacher(path, section.arch, section.norm, dataset, hardware.device, was_given=True)
     path = trained_path(recipe, dataset, hardware)
+    if sha256 is not None:
+        others = sorted(path.parent.glob(f"{glob.escape(str(section.arch))}-*.safetensors"))
+        path = next((p for p in (path, *others) if p.is_file() and sha256_of(p) == sha256), path)
     if not path.is_file():
         return None
     return read_teacher(path, section.arch, "auto", dataset, hardware.device, was_given=False)

@@ -56,6 +56,7 @@ class Trainer:
         self.plan = plan
         self.loader = loader
         self.hardware = hardware
+        self.processes = hardware.processes
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
         self.students = students.to(hardware.device).train()
         self.optimizer = torch.optim.SGD(
@@ -127,36 +128,42 @@ class Trainer:
         losses = losses_of(z)  # [n, k, c]
         self._refuse_non_finite(losses, "loss")
         with torch.no_grad():
-            p = None if self.coordinator is None else self._coordinator_outputs(x, not learns)
+            p = None if self.coordinator is None else self._coordinator_outputs(batch, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
             w = w.expand_as(losses)
-        loss = (w * losses).sum(dim=(1, 2)).mean()  # Σ_j of Eq. 3, Eq. 5
+        loss = (w * losses).sum() / batch.size  # Σ_j of Eq. 3, Eq. 5; its shard of the mean over images
 
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.add_up(_gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
-        self.meters.add(step.logits, y, losses.detach(), w, p)
+        right = (step.logits.argmax(dim=-1) == y[:, None]).double()
+        seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
+        self.meters.add(*seen, p=p)
         if learns:
             self.optimizer.zero_grad()
             del z, losses, loss
-            self._update_coordinator(x, theta, losses_of, c)
+            self._update_coordinator(batch, theta, losses_of, c)
         self.number += 1
 
     def _update_coordinator(
-        self, x: Tensor, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
+        self, batch: Batch, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
     ) -> None:
         """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
         assert self.coordinator is not None
         literal = self.plan.coordinator.optimizer == "adam"
         validation = self.loader.validation_batch(self.updates)
-        v = meta.validation_gradient(self.students, validation.images, validation.labels)
+        v = meta.validation_gradient(self.students, validation.images, validation.labels, validation.size)
+        self.processes.add_up(list(v.values()))
         self._seed_dropout()  # the same masks as in the real step
-        directional = meta.directional_losses(self.students, theta, v, x, losses)
-        gradient = meta.weight_gradient(directional, c if literal else 1.0)
+        directional = meta.directional_losses(self.students, theta, v, batch.images, losses)
+        gradient = meta.weight_gradient(directional, c if literal else 1.0, batch.size)
         parameters = dict(self.coordinator.named_parameters())
-        w = self._weigh(meta.without_side_effects(self.coordinator, parameters, x))
+        p = meta.without_side_effects(self.coordinator, parameters, batch.images)
+        w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         w.backward(gradient)
+        self.processes.add_up(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
         self.updates += 1
 
@@ -246,6 +253,7 @@ class Trainer:
                 total=section.total,
                 control=section.control,
                 shared=section.shared,
+                sync=self.students.sync,
             ),
             self.plan.seed,
             "coordinator",
@@ -258,21 +266,29 @@ class Trainer:
             return False
         return (self.number if section.unit == "step" else self.epochs_done) % section.every == 0
 
-    def _coordinator_outputs(self, x: Tensor, autocast: bool) -> Tensor:
+    def _coordinator_outputs(self, batch: Batch, autocast: bool) -> Tensor:
+        """C-NET's outputs for the whole batch."""
         assert self.coordinator is not None
         with self.hardware.autocast(autocast):
-            outputs: Tensor = self.coordinator(x)
-        return outputs
+            outputs: Tensor = self.coordinator(batch.images)
+        return self.processes.gather(outputs, batch.size)
 
     def _weigh(self, p: Tensor) -> Tensor:
+        """The weights of this process's shard from the whole batch's outputs: its means, its permutation."""
         assert self.coordinator is not None
-        if self.coordinator.control != "shuffle":
-            return self.coordinator.weigh(p)
-        return self.coordinator.weigh(p, torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device))
+        permutation = None
+        if self.coordinator.control == "shuffle":
+            permutation = torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device)
+        return self.processes.own(self.coordinator.weigh(p, permutation))
+
+    def _statistics(self) -> list[Tensor]:
+        """BatchNorm's running statistics, which each process has moved by its own shard."""
+        modules = [self.students] if self.coordinator is None else [self.students, self.coordinator]
+        return [b for module in modules for name, b in module.named_buffers() if "running_" in name]
 
     def _seed_dropout(self) -> None:
         """What draws from torch's global generator (dropout, stochastic depth) is a function of the step, too."""
-        torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number))
+        torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number, self.processes.rank))
 
     def _draw(self, purpose: str) -> torch.Generator:
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
@@ -297,6 +313,10 @@ class Trainer:
             f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
             "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
         )
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
 
 
 def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Coordinator(nn.Module):
     `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
     images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    Input: images [n, 3, H, W] in [0, 1].
+    `sync` as in Students. Input: images [n, 3, H, W] in [0, 1].
     """
 
     mean: Tensor
@@ -60,8 +61,10 @@ class Coordinator(nn.Module):
         total: float | None = None,
         control: str = "none",
         shared: bool = True,
+        sync: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
+        self.sync = sync or nullcontext()
         num_outputs = num_losses * (num_students if shared else 1)
         network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
         if arch != "scalar" and control != "frozen":
@@ -79,11 +82,15 @@ class Coordinator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """C-NET's outputs p = sigmoid(head(x)), [n, k, c] in (0, 1)."""
-        head = self.network((x - self.mean) / self.std)
+        with self.sync:
+            head = self.network((x - self.mean) / self.std)
         return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """The loss weights w of outputs p, both [n, k, c]; control "shuffle" needs the step's permutation [n]."""
+        """The loss weights w of a whole batch's outputs p, both [n, k, c].
+
+        permutation: the step's, [n], for control "shuffle".
+        """
         w = self.scale * p
         if self.control == "mean":
             w = w.mean(dim=0, keepdim=True).expand_as(w)

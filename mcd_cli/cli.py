@@ -152,6 +152,10 @@ def compare(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="8G: larger data sets are streamed from disk.", show_default="half of what is free"),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="The comparison's folder.", show_default="runs/DATASET-compare-N")
     ] = None,
@@ -191,6 +195,7 @@ def compare(
         overrides={key: value for key, value in overrides.items() if value is not None},
         device=device,
         threads=threads,
+        max_memory=max_memory,
         out=out,
         resume=resume,
         force=force,

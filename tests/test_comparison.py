@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import signal_at, tiny_recipe, train
+from conftest import signal_at, train
+from conftest import tiny_recipe as of_16_pixels
 from safetensors.numpy import load_file, save_file
 
 from mcd_cli import cli
@@ -25,6 +26,11 @@ from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder import load_ladder
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import RunFolder
+
+
+def tiny_recipe(**changes: object) -> Recipe:
+    """The digits as they are, 8x8: a comparison is many runs."""
+    return of_16_pixels(**{"image_size": 8, **changes})
 
 
 def make(plan: Plan, folder: Path, emit: Callable[[Event], None] = lambda event: None) -> Comparison:
@@ -338,7 +344,7 @@ def test_a_dry_run_leaves_nothing(
         ("--resume nowhere", "nowhere is no comparison"),
         ("--resume nowhere --methods kd", "--resume goes on with the plan in its folder"),
         ("--paper --methods kd", "--paper: no block of the paper's tables"),
-        ("--overlay none.toml", "recipe none.toml cannot be read"),
+        ("--overlay none.toml", "no recipe file none.toml"),
         ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu or cuda"),
     ],
 )

@@ -8,14 +8,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import METHODS, OPTIONS
 from mcd_cli.models import ARCHITECTURES, TORCHVISION
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
@@ -102,11 +102,20 @@ class AugmentSection(Section):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
 class DistillSection(Section):
-    """Temperature and, for the methods with constant weights, λ of Eq. 1."""
+    """Temperature; λ of Eq. 1 (kd, takd, dgkd, rmc; the others have no use for it); options of single methods."""
 
     tau: float = Field(2.0, gt=0)
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
+    total: float = Field(1.0, gt=0)
+    drop: float = Field(0.0, ge=0, le=1)
+    normalise: bool = False
+    alpha: float = Field(0.3, ge=0, le=1)
+    clip: bool = False
+    constants: Annotated[tuple[Weight, Weight, Weight], Field(strict=False)] = (0.5, 0.5, 0.5)
 
     model_config = ConfigDict(**Section.model_config, populate_by_name=True, serialize_by_alias=True)
 
@@ -124,6 +133,7 @@ class CoordinatorSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     every: int = Field(20, ge=1)
     unit: Literal["step", "epoch"] = "step"
+    shared: bool = True  # false: control (d), one C-NET per student
 
     @field_validator("arch")
     @classmethod
@@ -161,6 +171,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     method: str = "mc-distil"
+    train_on_val: bool = False  # control (e): the method's own stages train on train ∪ V
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = True
     sync_bn: bool = False
@@ -195,6 +206,22 @@ class Recipe(Section):
                 raise ValueError("'teacher' is the teacher's own name; give the student another")
             ARCHITECTURES.check(arch)
         return students
+
+    @model_validator(mode="after")
+    def _not_sharing_needs_two(self) -> Recipe:
+        if not self.coordinator.shared and len(self.students) == 1:
+            raise UserError("recipe key coordinator.shared: one student shares its C-NET with nobody; leave it true")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_the_methods(self) -> Recipe:
+        for key, methods in OPTIONS.items():
+            given = getattr(self.distill, key) != DistillSection.model_fields[key].default
+            if given and self.method not in methods:
+                raise UserError(
+                    f"recipe key distill.{key} is an option of {' and '.join(methods)}; {self.method} does not take it"
+                )
+        return self
 
     @property
     def augment_seed(self) -> int:
@@ -245,8 +272,18 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         raise UserError(_first_problem(error)) from None
 
 
+def lay_over(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The base with some keys changed (nested or dotted)."""
+    return parse_recipe(_merged(base.model_dump(exclude_none=True), changes))
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """What a recipe file holds, and what it extends, as it stands: only what it changes."""
+    return _read(str(path))
+
+
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in _recipes_folder().glob("*.toml"))
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -283,13 +320,13 @@ def _find(name: str) -> Path:
         if not path.is_file():
             raise UserError(f"no recipe file {name}")
         return path
-    path = _recipes_folder() / f"{name}.toml"
+    path = recipes_folder() / f"{name}.toml"
     if not path.is_file():
         raise unknown("recipe", name, recipe_names())
     return path
 
 
-def _recipes_folder() -> Path:
+def recipes_folder() -> Path:
     """Inside the package when installed from a wheel, beside it in a checkout or an editable install."""
     package = Path(__file__).parent
     inside = package / "recipes"

@@ -39,9 +39,9 @@ class RunFolder:
         if out == "":
             raise UserError("--out names no folder")
         if out is None:
-            made = _next_folder(Path("runs"), f"{Path(recipe.dataset).resolve().name}-{recipe.method}")
+            made = next_folder(Path("runs"), f"{Path(recipe.dataset).resolve().name}-{recipe.method}")
         else:
-            made = _make(Path(out))
+            made = make_folder(Path(out))
         folder = cls(made[0] if out is None else Path(out), made=made)
         try:
             write_whole(folder / RECIPE, recipe.to_toml().encode())
@@ -135,7 +135,7 @@ class RunFolder:
         return metrics
 
 
-def _make(path: Path) -> list[Path]:
+def make_folder(path: Path) -> list[Path]:
     """Make --out and the folders above it; returns the new ones, the innermost first."""
     made: list[Path] = []
     try:
@@ -152,7 +152,7 @@ def _make(path: Path) -> list[Path]:
     return made
 
 
-def _next_folder(parent: Path, stem: str) -> list[Path]:
+def next_folder(parent: Path, stem: str) -> list[Path]:
     """Make the first free parent/stem-<n>; returns the new folders, the innermost first."""
     number = 1
     try:
@@ -165,7 +165,7 @@ def _next_folder(parent: Path, stem: str) -> list[Path]:
     except FileExistsError:
         if not parent.is_dir():
             raise UserError(f"{parent} is a file, not a folder; name an --out") from None
-        return _next_folder(parent, stem)  # another run was faster
+        return next_folder(parent, stem)  # another run was faster
     except OSError as error:
         raise _cannot_make(parent, error) from None
     return [path, parent] if is_new else [path]

@@ -21,7 +21,7 @@ ROOMS = [
     "cli",
     "commands.*",
     "report",
-    "comparison",
+    "comparison comparison.*",
     "engine.*",
     "methods.*",
     "export session",
@@ -33,6 +33,7 @@ ROOMS = [
     "losses",
     "cost",
     "run_folder",
+    "contenders",
     "recipe",
     "batch_norm",
     "norms files console seeds quantities models data methods engine commands registry processes",
@@ -114,7 +115,16 @@ def test_names_say_what_is_inside() -> None:
 
 
 def test_what_starts_quickly_never_loads_torch() -> None:
-    quick = ["cli", "recipe", "run_folder", "ladder", "commands.select", "commands.distill", "commands.profile"]
+    quick = [
+        "cli",
+        "recipe",
+        "run_folder",
+        "ladder",
+        "commands.select",
+        "commands.distill",
+        "commands.profile",
+        "commands.compare",
+    ]
     names = ", ".join(f"mcd_cli.{name}" for name in quick)
     code = f"import sys, {names}\nprint(sorted({{'torch', 'torchvision', 'numpy'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(asked: Asked) -> None:
 
     Under torchrun the process of rank 0 alone has the folder and speaks.
     """
-    _check(asked)
+    check(asked)
     writes = os.environ.get("RANK", "0") == "0"
     if asked.resume is None:
         recipe = resolve(asked)
@@ -58,7 +59,7 @@ def run(asked: Asked) -> None:
         folder, recipe = None, Recipe()  # process 0 tells it
     with folder or nullcontext():
         try:
-            _train(asked, _with_checkpoint_interval(recipe, asked), folder)
+            _train(asked, with_checkpoint_interval(recipe, asked), folder)
         except McdError:
             if folder is not None:
                 folder.discard()
@@ -72,7 +73,7 @@ def run(asked: Asked) -> None:
         except Exception as error:
             if folder is not None:
                 (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 smaller = max(2, recipe.batch_size // 2)
                 raise RunFailed(
                     f"out of memory with a batch of {recipe.batch_size}; try --batch-size {smaller} in a new run"
@@ -80,15 +81,15 @@ def run(asked: Asked) -> None:
             raise
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """torch has an exception of its own on a GPU, and a plain RuntimeError on a CPU."""
     told = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
-def resolve(asked: Asked) -> Recipe:
-    """Defaults < recipe < --set < flags."""
-    settings = dict(parse_setting(text) for text in asked.settings)
+def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
+    """Defaults < recipe < overlay < --set < flags."""
+    settings = {**(overlay or {}), **dict(parse_setting(text) for text in asked.settings)}
     flags = dict(asked.overrides)
     if asked.dataset is not None:
         flags["dataset"] = asked.dataset
@@ -170,7 +171,7 @@ def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
     console.print(drawn)
 
 
-def _check(asked: Asked) -> None:
+def check(asked: Asked) -> None:
     if asked.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
     if asked.resume is not None:
@@ -185,7 +186,7 @@ def _check(asked: Asked) -> None:
             )
 
 
-def _with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
+def with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
     if "checkpoint.every" not in asked.overrides:
         return recipe
     section = CheckpointSection(every=asked.overrides["checkpoint.every"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +69,13 @@ class Loader:
         self.pixels: Pixels = (Streamed if self.streams else InMemory)(dataset.images, device)
         self.labels = dataset.labels.to(device)
         self.num_steps = len(dataset.train) // batch_size  # the last short batch is dropped
+
+    def training_on(self, train: Tensor) -> Loader:
+        """The same images, V and test, with another training split (sample ids, sorted)."""
+        other = copy.copy(self)
+        other.dataset = replace(self.dataset, train=train)
+        other.num_steps = len(train) // self.batch_size
+        return other
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from position `start` on."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.models.torchvision_zoo import load_pretrained
 from mcd_cli.processes import check_shards
-from mcd_cli.quantities import Interval, interval, show_size
+from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import RunFolder
 
@@ -106,6 +106,8 @@ class Run:
         if self.teacher is not None:
             self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
             check_teacher(self.teacher, self.loader, self.force, self.emit)
+        if self.recipe.train_on_val:
+            self.emit(Warned("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images"))
 
     def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
         try:
@@ -118,17 +120,32 @@ class Run:
         if shape != (len(image), self.dataset.num_classes):
             raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
+    def seconds_by_stage(self) -> dict[str, float]:
+        """The estimate of every stage, by its name."""
+        return {p.name: seconds_of_stage(p.epochs, self._trainer(p, rehearsal=True)) for p in self.plans}
+
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
-        total = 0.0
-        for plan in self.plans:
-            total += seconds_of_stage(plan.epochs, self._trainer(plan, rehearsal=True))
+        total = sum(self.seconds_by_stage().values())
         names = ", ".join(f"{plan.name} {plan.epochs} epochs" for plan in self.plans)
-        self.emit(Said(f"{names}: about {_clock(total)} on this {self.hardware.device.type}"))
+        self.emit(Said(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
         return total
 
-    def train(self) -> Ladder | None:
-        """All stages, from the last state where there is one, to the ladder's manifest (None where another writes)."""
+    def train(self, given: Mapping[str, Result] | None = None) -> Ladder | None:
+        """All stages, from the last state where there is one, to the ladder's manifest (None where another writes).
+
+        given: finished stages of other runs, by name, that this one takes over instead of training them again.
+        """
+        self._train(given or {})
+        assert self.teacher is not None
+        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+
+    def start(self, until: str) -> Results:
+        """Only the stages up to TEACHER or WARM_START: what other runs can take over."""
+        self._train({}, (TEACHER, WARM_START)[: (TEACHER, WARM_START).index(until) + 1])
+        return self.results
+
+    def _train(self, given: Mapping[str, Result], wanted: Sequence[str] | None = None) -> None:
         saver, state = self.saver, self.state
         saver.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
         if state is not None:
@@ -136,9 +153,14 @@ class Run:
             if changed := changes(state.position["hardware"], saver.about["hardware"]):
                 self.emit(Warned(f"{changed}: from here on not the same bits as a run that was never stopped"))
         with stop_on_signal() as stop:
-            for plan, file in zip(self.plans, saver.kept, strict=False):
+            plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
+            for plan, file in zip(plans, saver.kept, strict=False):
                 self._finish(plan, saver.result(file))
-            for plan in self.plans[len(saver.kept) :]:
+            for plan in plans[len(saver.kept) :]:
+                if plan.name in given and not (state is not None and state.tensors):
+                    self._finish(plan, given[plan.name])
+                    saver.keep(plan.name, given[plan.name])
+                    continue
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
                     trainer.restore(state.tensors, state.position["trainer"])
@@ -149,8 +171,6 @@ class Run:
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
-        assert self.teacher is not None
-        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
 
     def _finish(self, plan: Plan, result: Result) -> None:
         self.results[plan.name] = result
@@ -181,6 +201,8 @@ class Run:
     def _plans(self) -> list[Plan]:
         recipe = self.recipe
         method = METHODS.load(recipe.method)(recipe.distill)
+        if recipe.train_on_val and method.learned:
+            raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
         ce = CE(recipe.distill)
         plans = []
         if self.teacher is None:
@@ -192,7 +214,8 @@ class Run:
         stages = method.stages(self._by_size())
         for stage in stages:
             name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
-            plans.append(self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer)))
+            plan = self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
+            plans.append(replace(plan, on_val=recipe.train_on_val))
         return plans
 
     def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
@@ -239,7 +262,10 @@ class Run:
             if name in self.results.warm_started():
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
-        return Trainer(plan, students, frozen, self.loader, self.hardware)
+        loader = self.loader
+        if plan.on_val:
+            loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
+        return Trainer(plan, students, frozen, loader, self.hardware)
 
     def finished(self, name: str, rehearsal: bool = False) -> nn.Module:
         """The teacher, or a student whose stage is done, as a frozen network."""
@@ -291,10 +317,3 @@ def _sgd(section: Any) -> dict[str, Any]:
         "weight_decay": section.weight_decay,
         "nesterov": getattr(section, "nesterov", False),
     }
-
-
-def _clock(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -33,7 +33,7 @@ class Teacher:
     std: RGB
     path: Path
     sha256: str
-    was_given: bool  # by the user as a file: it may have seen V
+    was_given: bool  # as a file that was not trained on this train split: it may have seen V
 
 
 def read_teacher(
@@ -44,6 +44,7 @@ def read_teacher(
     stated = (found.metadata.get("mean"), found.metadata.get("std"))
     mean, std = parse_norm(norm) or (stated if all(stated) else (dataset.mean, dataset.std))
     network = freeze(found.model, tuple(mean or ()), tuple(std or ())).to(device)
+    was_given = was_given and found.metadata.get("trained_on") != trained_on(dataset)
     return Teacher(network, found.arch, tuple(mean or ()), tuple(std or ()), path, found.sha256, was_given)
 
 
@@ -85,8 +86,13 @@ def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
 
 def keep_trained(path: Path, weights: Mapping[str, Tensor], arch: str, dataset: Dataset) -> str:
     """Save a trained teacher in the cache; returns the file's sha256."""
-    save_model(path, weights, about(arch, dataset))
+    save_model(path, weights, {**about(arch, dataset), "trained_on": trained_on(dataset)})
     return sha256_of(path)
+
+
+def trained_on(dataset: Dataset) -> dict[str, object]:
+    """The train split, as the teacher's file names it: one that this engine trained there has not seen V."""
+    return {"fingerprint": dataset.fingerprint, "split_seed": dataset.split_seed}
 
 
 def about(arch: str, dataset: Dataset) -> dict[str, object]:

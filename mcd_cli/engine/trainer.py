@@ -39,6 +39,7 @@ class Plan:
     tau: float
     coordinator: CoordinatorSection
     seed: int
+    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
 
 
 class Trainer:
@@ -80,9 +81,9 @@ class Trainer:
     def num_steps(self) -> int:
         return self.plan.epochs * self.loader.num_steps
 
-    def prepare(self) -> None:
-        """The method's pass before the first step."""
-        train = self.loader.dataset.train
+    def prepare(self, few: Tensor | None = None) -> None:
+        """The method's pass before the first step; `few`: over these images alone, to see what it costs."""
+        train = self.loader.dataset.train if few is None else few
         survey = Survey(
             ids=train,
             labels=self.loader.dataset.labels[train],
@@ -173,7 +174,7 @@ class Trainer:
         summary = self.meters.summary(self.students.names, self.symbols, self.coordinator is not None)
         for name, right in zip(self.students.names, correct, strict=True):
             summary[name]["val_accuracy"] = right / len(val)
-            if right > self.best.get(name, -1):
+            if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
         self.meters.reset()
@@ -185,6 +186,7 @@ class Trainer:
             "lr": self._learning_rate(self.number - 1),
             "coordinator_updates": self.updates,
             "students": summary,
+            **(self.plan.method.summary(self.memory) if self.epochs_done == 1 else {}),
         }
 
     def current(self, name: str) -> Weights:
@@ -250,6 +252,7 @@ class Trainer:
                 normalise=section.normalise,
                 total=section.total,
                 control=section.control,
+                shared=section.shared,
                 sync=self.students.sync,
             ),
             self.plan.seed,

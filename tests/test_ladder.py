@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import timing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -42,12 +43,6 @@ def student(name: str, macs: int, val: float, **more: Any) -> dict[str, Any]:
         "latency": {},
         "exports": {},
     }
-    return entry | more
-
-
-def timing(ms: Any, **more: Any) -> dict[str, Any]:
-    slow = ms * 2 if isinstance(ms, float) else ms
-    entry = {"format": "onnx", "batch": 1, "p50_ms": ms, "p90_ms": slow, "p99_ms": slow, "warmup": 20, "runs": 200}
     return entry | more
 
 

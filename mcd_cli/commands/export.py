@@ -97,6 +97,7 @@ def _export(job: _Job, student: StudentEntry, as_int8: bool, refused: list[str])
     format = FLOAT32 if job.preprocess else NO_PREPROCESS
     path = job.path(student, format)
     network = model if job.preprocess else model.network
+    job.target.mkdir(parents=True, exist_ok=True)
     try:
         gate = export_onnx(network, images, labels, path, _metadata(job, student))
     except GateRefused as refusal:
@@ -234,17 +235,15 @@ def _dataset(ladder: Ladder, folder: Path, data_root: str | None) -> Dataset:
 
 
 def _writable(folder: Path, out: str | None) -> Path:
-    """The folder of the files; raises UserError before anything is computed."""
+    """The folder of the files, made later; raises UserError, before anything is computed, where it cannot be."""
     if out == "":
         raise UserError("--out names no folder")
     target = folder / "exports" if out is None else Path(out)
     hint = "name another --out" if out else "write elsewhere: --out DIR"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{target} is a file or under one, not a folder; {hint}") from None
-    except OSError as error:
-        raise UserError(f"cannot make the folder {target} ({error.strerror}); {hint}") from None
-    if not all(os.access(place, os.W_OK) for place in ([target] if out else [target, folder])):
-        raise UserError(f"{target if out else folder} is read-only; {hint}")
+    place = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
+    if not place.is_dir():
+        raise UserError(f"{place} is a file, not a folder; {hint}")
+    for needed in [place] if out else [place, folder]:  # the manifest is rewritten, too
+        if not os.access(needed, os.W_OK | os.X_OK):
+            raise UserError(f"{needed} is read-only; {hint}")
     return target

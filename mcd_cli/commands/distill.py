@@ -97,7 +97,8 @@ def resolve(asked: Asked) -> Recipe:
 def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.ladder import load_ladder
-    from mcd_cli.report import View, draw_ladder, print_ladder
+    from mcd_cli.pictures import draw
+    from mcd_cli.report import View, print_ladder
 
     view = View(quiet=asked.quiet)
     try:
@@ -115,7 +116,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
                     return
             ladder = training.train()
         if not (folder / "ladder.svg").exists():
-            draw_ladder(ladder, folder.path)
+            draw(ladder, folder.path)
     finally:
         view.close()
     print_ladder(ladder, asked.json_output)

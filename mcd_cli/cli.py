@@ -254,6 +254,20 @@ def predict(
     )
 
 
+@app.command()
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="A finished run.", show_default="the newest under ./runs")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the two files.", show_default="the run's own")] = None,
+    json_output: Json = False,
+) -> None:
+    """A run as one HTML page that needs no network (report.html), and its model card (MODEL_CARD.md)."""
+    from mcd_cli.commands.report import report as write
+
+    write(run, out=out, json_output=json_output)
+
+
 def main() -> None:
     """Entry point: every known failure is one line on stderr and its exit code."""
     try:

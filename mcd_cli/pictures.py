@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, GREY, RED = "#1b6ca8", "#777777", "#b5382c"
+SUFFIXES = ("png", "svg")
 LARGEST_AREA = 700.0  # of a student's disc, in square points
 SYMBOLS = {"alpha": "α (labels)", "beta": "β (teacher)", "gamma": "γ (students)"}
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mcd"}
@@ -27,10 +28,15 @@ Record = Mapping[str, Any]
 
 
 def draw(ladder: Ladder, folder: Path) -> list[Path]:
-    """ladder.png, .svg and, where the run's metrics are there, training.png, .svg; returns their paths.
+    """Write the pictures of `render` into the folder; returns their paths. Raises RunFailed where it cannot."""
+    pictures = render(ladder)
+    for name, content in pictures.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in pictures]
 
-    Raises RunFailed where the folder cannot be written.
-    """
+
+def render(ladder: Ladder) -> dict[str, bytes]:
+    """ladder.png and .svg and, where the run's metrics are there, training.png and .svg."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -38,7 +44,13 @@ def draw(ladder: Ladder, folder: Path) -> list[Path]:
         records = read_metrics(ladder)
         if records:
             figures["training"] = training_figure(ladder, records)
-        return [path for name, figure in figures.items() for path in _save(figure, folder, name)]
+        return {f"{name}.{suffix}": _as(figure, suffix) for name, figure in figures.items() for suffix in SUFFIXES}
+
+
+def _as(figure: Figure, suffix: str) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+    return content.getvalue()
 
 
 def read_metrics(ladder: Ladder) -> list[Record]:
@@ -89,7 +101,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("MACs per image (multiply-adds, log axis)")
     axes.set_ylabel("test accuracy (%)")
-    axes.margins(x=0.14, y=0.2)
+    axes.margins(x=0.15, y=0.26)
     num_test = ladder.dataset.sizes.get("test")
     axes.set_title(_title(ladder, f"{num_test:,} test images" if num_test else "test images"), fontsize=10, loc="left")
     axes.grid(alpha=0.2)
@@ -98,8 +110,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4, columnspacing=1.5, handletextpad=0.5)
     radii = [(area / math.pi) ** 0.5 for area in areas]
     starts = [None if s.accuracy.ce is None else 100 * s.accuracy.ce for s in students]
-    line = None if ladder.teacher is None else 100 * ladder.teacher.accuracy.test
-    _label(axes, [f"{s.name}\n{100 * s.accuracy.test:.1f}" for s in students], macs, end, radii, starts, line)
+    _label(axes, [f"{s.name}\n{100 * s.accuracy.test:.1f}" for s in students], macs, end, radii, starts)
     return figure
 
 
@@ -110,9 +121,8 @@ def _label(
     y: Sequence[float],
     radii: Sequence[float],
     starts: Sequence[float | None],
-    line: float | None,
 ) -> None:
-    """Names beside their discs, away from arrows, discs, the teacher's line, the edge, and names already there."""
+    """Names beside their discs, away from arrows, discs, the edge, and names already there; with a halo on lines."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
@@ -129,10 +139,7 @@ def _label(
             foot = axes.transData.transform((a, start))
             taken.append(Bbox([(foot[0] - 4, min(foot[1], centre[1]) - 4), (foot[0] + 4, max(foot[1], centre[1]) + 4)]))
     frame = axes.get_window_extent()
-    if line is not None:
-        height = axes.transData.transform((x[0], line))[1]
-        taken.append(Bbox([(frame.x0, height - 1), (frame.x1, height + 1)]))
-    halo = [withStroke(linewidth=2.5, foreground="white")]
+    halo = [withStroke(linewidth=3, foreground="white")]
     for text, a, b, radius in zip(texts, x, y, radii, strict=True):
         gap = radius + 3
         places: list[tuple[float, float, str, str]] = [(0, gap, "center", "bottom"), (0, -gap, "center", "top")]
@@ -143,8 +150,10 @@ def _label(
             for dx, dy, ha, va in places
         ]
         boxes = [note.get_window_extent() for note in drawn]
-        inside = [frame.y0 <= box.y0 and box.y1 <= frame.y1 + 2 for box in boxes]
-        overlaps = [sum(b.overlaps(other) for other in taken) + (not ok) for b, ok in zip(boxes, inside, strict=True)]
+        inside = [frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes]
+        overlaps = [
+            sum(b.overlaps(other) for other in taken) + 2 * (not ok) for b, ok in zip(boxes, inside, strict=True)
+        ]
         best = overlaps.index(min(overlaps))
         taken.append(boxes[best])
         for i, note in enumerate(drawn):
@@ -214,13 +223,3 @@ def _epoch(record: Record, warm: int) -> int:
 
 def _title(ladder: Ladder, images: str) -> str:
     return f"{ladder.dataset.name}: {ladder.method}, {images}, seed {ladder.seed}"
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    paths = []
-    for suffix in ("png", "svg"):
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-        paths.append(folder / f"{name}.{suffix}")
-        write_whole(paths[-1], content.getvalue())
-    return paths

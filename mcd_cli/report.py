@@ -112,7 +112,7 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
             show_size(student.bytes, 3),
             "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
             f"{accuracy.test:.1%} ± {100 * error:.1f}",
-            "-" if accuracy.ce is None else _gain(accuracy.test - accuracy.ce, accuracy.gain_p),
+            "-" if accuracy.ce is None else shown_gain(accuracy.test - accuracy.ce, accuracy.gain_p),
         )
     return drawn
 
@@ -128,7 +128,7 @@ def standard_error(accuracy: float, num_images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_images)
 
 
-def _gain(gain: float, p: float | None) -> str:
+def shown_gain(gain: float, p: float | None) -> str:
     return f"{100 * gain:+.1f}" + (" (within noise)" if p is not None and p > 0.05 else "")
 
 

@@ -65,7 +65,7 @@ def exports(ladder: Ladder) -> Section:
         return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
     told = (
         "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
-        "largest and every prediction is the same; an int8 file only if its accuracy on V falls by no more than was allowed."
+        "largest and every prediction is the same; an int8 file only if its accuracy on V falls no more than allowed."
     )
     return Section("Exports", (Grid(head, rows), told))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mcd_cli.console import print_json
@@ -36,6 +37,7 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
 
     sections = card(ladder)
     what, first, *others = sections
+    what = replace(what, title="Model card")
     story = coordinator(ladder, read_metrics(ladder))
     images = render(ladder)
     pictures = {title: (images[name], shown) for name, (title, shown) in SHOWN.items() if name in images}

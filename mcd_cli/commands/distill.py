@@ -113,7 +113,8 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
     from mcd_cli.engine.hardware import joined
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.ladder import load_ladder
-    from mcd_cli.report import View, draw_ladder, print_ladder
+    from mcd_cli.pictures import draw
+    from mcd_cli.report import View, print_ladder
 
     processes = joined(asked.device)
     recipe = processes.share(recipe)
@@ -138,7 +139,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
             return
         ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
-            draw_ladder(ladder, folder.path)
+            draw(ladder, folder.path)
         _draw_story(folder, training)
     finally:
         view.close()

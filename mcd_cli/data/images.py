@@ -127,6 +127,12 @@ def _attempt(path: str | None, side: int, exact: bool) -> Pixels | BadImage:
         return error
 
 
+def read_file(path: str | Path, side: int) -> Pixels:
+    """One image file as uint8 [3, side, side]. Raises BadImage, or OSError where it is no readable file."""
+    with _without_warnings(), Path(path).open("rb"), _open(path) as image:
+        return read(image, side)
+
+
 def _open(path: str | Path) -> Image.Image:
     """The image with its header read; raises BadImage."""
     try:

@@ -19,12 +19,14 @@ from mcd_cli.entries import (
     inside,
 )
 from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path, read_small, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA = 1
 MANIFEST = "ladder.json"
+MAX_BYTES = 2**25  # of the manifest
 
 __all__ = [
     "Accuracy",
@@ -66,8 +68,6 @@ class Ladder:
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
-        from mcd_cli.files import write_whole
-
         write_whole(Path(folder) / MANIFEST, typed_json.write(self))
 
     def student(self, name: str) -> StudentEntry:
@@ -110,7 +110,7 @@ class Ladder:
 
 def load_ladder(folder: str | Path) -> Ladder:
     """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
-    folder = Path(folder)
+    folder = as_path(str(folder))
     document = _read(folder)
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
@@ -135,7 +135,7 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
     Raises UserError when there is none.
     """
     if run is not None:
-        folder = Path(run)
+        folder = as_path(str(run))
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
         if not (folder / MANIFEST).exists():
@@ -170,7 +170,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         find_run(folder)  # says why not
     try:
-        document = typed_json.parse(path.read_bytes())
+        document = typed_json.parse(read_small(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mcd_cli.data.dataset import Decoded, measured
 from mcd_cli.errors import RunFailed, UserError
+from mcd_cli.files import as_path
 
 VERSION = 1  # of the files below and of how images are decoded: raise it when either changes
 ARRAYS = ("images", "labels", "parts", "moments")
@@ -34,7 +35,7 @@ class Chunk(NamedTuple):
 def cache_root() -> Path:
     """The folder of everything that can be made or fetched again: MCD_CACHE, or the user's cache folder."""
     if chosen := os.environ.get("MCD_CACHE"):
-        return Path(chosen).expanduser()
+        return as_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
 
 

@@ -110,6 +110,14 @@ class Walk:
         return status.st_dev, status.st_ino
 
 
+def check_text(name: str, where: str) -> None:
+    """Names of classes and of the data set stand in recipes and manifests, which are UTF-8; raises UserError."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"folder {name!r} in {where!r} has a name that is no UTF-8; rename it") from None
+
+
 def stamp(path: Path) -> str:
     """Where a file is, its size and time: what tells whether it is still the same."""
     status = path.stat()

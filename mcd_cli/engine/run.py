@@ -13,7 +13,7 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
-from mcd_cli.engine.checkpoint import Checkpoints
+from mcd_cli.engine.checkpoint import Checkpoints, checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
@@ -111,20 +111,26 @@ class Run:
         checkpoints = Checkpoints(self.folder / CHECKPOINT)
         state = checkpoints.load(lambda line: self.emit(Warned(line)))
         if state is not None:
-            self._refuse_other_inputs(state.position)
+            with state_of_another(self.folder.path):
+                self._refuse_other_inputs(state.position)
         with stop_on_signal() as stop:
             about = {"identity": self.identity(), "hardware": self.hardware.describe()}
             every = self.recipe.checkpoint.every
             saver = Saver(self.folder, checkpoints, Interval() if every is None else interval(every), stop, about)
             if state is not None:
-                saver.kept = list(state.position["kept"])
-                self.folder.cut_metrics(state.position["metrics"])
+                with state_of_another(self.folder.path):
+                    saver.kept = [str(file) for file in state.position["kept"]]
+                    self.folder.cut_metrics(state.position["metrics"])
             for plan, file in zip(self.plans, saver.kept, strict=False):
-                self._finish(plan, Result.of(checkpoints.kept(file)))
+                with state_of_another(self.folder.path):
+                    result = Result.of(checkpoints.kept(file))
+                    self._check_weights(plan, result)
+                    self._finish(plan, result)
             for plan in self.plans[len(saver.kept) :]:
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
-                    trainer.restore(state.tensors, state.position["trainer"])
+                    with state_of_another(self.folder.path):
+                        trainer.restore(state.tensors, checked_position(state.position["trainer"]))
                 else:
                     trainer.prepare()
                 state = None  # it was the state of this stage alone
@@ -134,6 +140,14 @@ class Run:
                 saver.keep(plan.name, result)
         assert self.teacher is not None
         return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+
+    def _check_weights(self, plan: Plan, result: Result) -> None:
+        """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
+        for name in plan.stage.students:
+            arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
+            network = build(arch, self.dataset.num_classes)
+            for weights in (result.best[name], result.last[name]):
+                network.load_state_dict(weights)
 
     def _finish(self, plan: Plan, result: Result) -> None:
         self.results[plan.name] = result

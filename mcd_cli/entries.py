@@ -126,8 +126,9 @@ class StudentEntry:
     def latency_ms(self) -> float | None:
         """Median milliseconds for one image; None until measured."""
         value = self.latency.get("median_ms")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and value <= LARGEST else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+            return None
+        return float(value)
 
     def load(self) -> nn.Module:
         """The student in eval mode: RGB float32 images [n, 3, H, W] in [0, 1] → raw logits [n, C].

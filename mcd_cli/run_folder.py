@@ -138,7 +138,9 @@ def refuse_links(folder: Path) -> None:
         for entry in os.scandir(folder):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                 what = "a link" if entry.is_symlink() else "no file"
-                raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
+                raise UserError(
+                    f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it"
+                )
 
 
 def _make(path: Path) -> list[Path]:

@@ -25,6 +25,9 @@ COMPANIONS = {
 }  # fmt: skip
 
 
+MAX_FOLDERS = 100_000  # below one class; a few links to each other make folders without end
+
+
 class File(NamedTuple):
     """An image file: path relative to the listing's root; size -1 where it cannot be read as a file."""
 
@@ -73,8 +76,12 @@ class Walk:
         found: list[File] = []
         above_folder = [str(parent) for parent in Path(folder, "x").parents]
         pending = [(folder, frozenset(map(self._identity, above_folder)))]
+        num_folders = 0
         while pending:
             at, above = pending.pop()
+            num_folders += 1
+            if num_folders > MAX_FOLDERS:
+                raise UserError(f"{folder!r} in {str(self.root)!r} holds more than {MAX_FOLDERS:,} folders, by links?")
             for entry in self._scan(at):
                 path = os.path.join(at, entry.name)
                 if _hidden(entry.name):
@@ -88,7 +95,7 @@ class Walk:
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if suffix in image_suffixes():
-                    found.append(_file(path, entry))
+                    found.append(file_at(entry, path))
                 elif suffix not in COMPANIONS:
                     self.ignored.append(path)
         return sorted(found)
@@ -119,8 +126,11 @@ def check_text(name: str, where: str) -> None:
 
 
 def stamp(path: Path) -> str:
-    """Where a file is, its size and time: what tells whether it is still the same."""
-    status = path.stat()
+    """Where a file is, its size and time: what tells whether it is still the same. Raises UserError if it has gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
@@ -153,7 +163,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _file(path: str, entry: os.DirEntry[str]) -> File:
+def file_at(entry: os.DirEntry[str] | Path, path: str) -> File:
+    """What is there now, under the name `path` of a listing."""
     try:
         if entry.is_file():  # not a pipe or a device, whose opening could hang
             status = entry.stat()

@@ -56,7 +56,9 @@ class OnnxTeacher(nn.Module):
         self.dtype = FLOATS[inputs[0].type]
         batch, channels, height, width = (d if isinstance(d, int) else None for d in inputs[0].shape)
         if any(d is not None and not 0 < d <= LARGEST for d in (batch, height, width)):
-            raise self._refused(f"it takes images {inputs[0].shape}; batch, height and width must lie in 1 to {LARGEST}")
+            raise self._refused(
+                f"it takes images {inputs[0].shape}; batch, height and width must lie in 1 to {LARGEST}"
+            )
         if channels not in (3, None):
             raise self._refused(f"it takes images {inputs[0].shape}, not [n, 3, H, W]")
         if any(node.op_type == "Softmax" and output.name in node.output for node in graph.node):

@@ -25,9 +25,10 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # it becomes a file's name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-MAX_BYTES = 2**20  # of a recipe's file
+MAX_BYTES = 2**16  # of a recipe's file
 MAX_BASES = 20  # recipes that extend each other
 MAX_DEPTH = 10  # dots of a key
+MAX_DOTS = 100  # of a line
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # what every TOML and JSON reader can hold
 
@@ -256,7 +257,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
     try:
-        parsed = tomllib.loads(f"value = {value}")
+        parsed = _toml(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
     except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
@@ -264,6 +265,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if parsed.keys() != {"value"}:
         raise UserError(f"--set takes one key=value at a time; got {text!r}")
     return key.strip(), parsed["value"]
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError (TOMLDecodeError is one) or RecursionError."""
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line with more than {MAX_DOTS} dots")  # tomllib takes minutes for a key of 20,000 parts
+    return tomllib.loads(text)
 
 
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -274,7 +282,7 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if len(seen) > MAX_BASES:
         raise UserError(f"recipe {path} is more than {MAX_BASES} recipes below the first; extend fewer")
     try:
-        content = tomllib.loads(read_small(path, MAX_BYTES).decode())
+        content = _toml(read_small(path, MAX_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, integers of thousands of digits
         raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     base = content.pop("extends", None)

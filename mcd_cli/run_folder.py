@@ -134,13 +134,15 @@ def refuse_links(folder: Path) -> None:
 
     Raises UserError.
     """
-    with suppress(OSError):  # what cannot be listed cannot be written either, and says so itself
-        for entry in os.scandir(folder):
-            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                what = "a link" if entry.is_symlink() else "no file"
-                raise UserError(
-                    f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it"
-                )
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:  # what cannot be listed cannot be written either, and says so itself
+        return
+    for entry in entries:
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            what = "a link" if entry.is_symlink() else "no file"
+            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
 
 
 def _make(path: Path) -> list[Path]:

@@ -9,7 +9,6 @@ import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -66,6 +65,8 @@ def extract(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
             if open_member is None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
+            if target == folder:
+                raise Refused("a file in it has no name")
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as source, target.open("xb") as file:
                 while block := source.read(BLOCK):
@@ -79,8 +80,7 @@ def extract(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # not the archive's fault
         raise _broken(archive, error) from error
-    # RuntimeError and NotImplementedError: encrypted, or a compression Python does not have.
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except Exception as error:  # damaged headers end in many more kinds than the modules' own
         raise _broken(archive, error) from error
 
 

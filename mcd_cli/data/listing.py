@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +26,7 @@ COMPANIONS = {
 }  # fmt: skip
 
 
-MAX_FOLDERS = 100_000  # below one class; a few links to each other make folders without end
+MAX_VISITS = 100  # of one folder below one class; a few links to each other make ways without end
 
 
 class File(NamedTuple):
@@ -76,12 +77,9 @@ class Walk:
         found: list[File] = []
         above_folder = [str(parent) for parent in Path(folder, "x").parents]
         pending = [(folder, frozenset(map(self._identity, above_folder)))]
-        num_folders = 0
+        visits: Counter[tuple[int, int]] = Counter()
         while pending:
             at, above = pending.pop()
-            num_folders += 1
-            if num_folders > MAX_FOLDERS:
-                raise UserError(f"{folder!r} in {str(self.root)!r} holds more than {MAX_FOLDERS:,} folders, by links?")
             for entry in self._scan(at):
                 path = os.path.join(at, entry.name)
                 if _hidden(entry.name):
@@ -90,6 +88,11 @@ class Walk:
                     identity = self._identity(path)
                     if identity in above:
                         raise UserError(f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it")
+                    visits[identity] += 1
+                    if visits[identity] > MAX_VISITS:
+                        raise UserError(
+                            f"links in {str(self.root)!r} lead to folder {path!r} in {MAX_VISITS} ways; remove some"
+                        )
                     if deep:
                         pending.append((path, above | {identity}))
                     continue

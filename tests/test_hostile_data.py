@@ -230,8 +230,9 @@ PICKLES = [pickle.dumps(BATCH, protocol=p) for p in (2, 3, 4, 5)]
 SMALL_PICKLES = [pickle.dumps(BATCH | {b"data": np.zeros((1, 8), np.uint8)}, protocol=p) for p in (3, 4)]
 CODES = [code for code in map(pickle.__dict__.get, dir(pickle)) if isinstance(code, bytes) and len(code) == 1]
 PIECES = [
-    b"cos\nmkdir\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"}", b"(", b"]", b"K\x01",
-    b"U\x08executed", b"C\x04data", b"r\xff\xff\xff\xff", b"\x96" + b"\xff" * 5 + b"\0\0\0", b"\x8e" + b"\xff" * 5 + b"\0\0\0",
+    b"cos\nmkdir\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"}", b"(",
+    b"]", b"K\x01", b"U\x08executed", b"C\x04data", b"r\xff\xff\xff\xff",
+    b"\x96" + b"\xff" * 5 + b"\0\0\0", b"\x8e" + b"\xff" * 5 + b"\0\0\0",
 ]  # fmt: skip
 programs = st.lists(st.sampled_from(CODES) | st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12)
 

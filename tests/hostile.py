@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from mcd_cli.errors import LONGEST, McdError
@@ -38,6 +38,7 @@ def fuzz(quick: int, cost: int = 1) -> settings:
         derandomize=not EXAMPLES,
         deadline=None,  # `promise` has its own
         database=None,
+        phases=[Phase.explicit, Phase.generate] if EXAMPLES else list(Phase),  # a long run shrinks nothing
         suppress_health_check=list(HealthCheck),
     )
 

@@ -182,7 +182,9 @@ def tensors(draw: Any) -> Any:
     if kind == "nested":
         return torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
     if kind == "grad":
-        return torch.nn.Parameter(torch.full((7, 4), float(draw(st.sampled_from(NASTY_NUMBERS[13:])))))
+        return torch.nn.Parameter(
+            torch.full((7, 4), float(draw(st.sampled_from(NASTY_NUMBERS[14:]))), dtype=torch.float64)
+        )
     if kind == "strided":
         return torch.zeros(64).as_strided((7, 4), (1, 0))
     return Evil() if kind == "evil" else tensor
@@ -190,7 +192,13 @@ def tensors(draw: Any) -> Any:
 
 NAMES = ["fc.weight", "fc.bias", "conv1.weight", "bn1.running_var", "state_dict", "model", "module", "net", "ema"]
 LONG_NAMES = ["module." * 3000 + "x", "a." * 3000 + "x", *NAMES, *NASTY_TEXT]
-names = st.integers(0, len(LONG_NAMES) - 1).map(LONG_NAMES.__getitem__)  # hypothesis would print each of them
+
+
+def name_at(index: int) -> str:
+    return LONG_NAMES[index]
+
+
+names = st.integers(0, len(LONG_NAMES) - 1).map(name_at)  # sampled_from would print each of them
 contents = st.recursive(
     st.one_of(tensors(), texts, st.sampled_from(NASTY_NUMBERS[:14]), st.none()),
     lambda inner: st.dictionaries(names, inner, max_size=4) | st.lists(inner, max_size=2),

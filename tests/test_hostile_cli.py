@@ -102,6 +102,7 @@ def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
         (tensors, {**position, "identity": 3}),
         (tensors, {**position, "kept": ["../../etc/passwd"]}),
         (tensors, {**position, "kept": [f"../checkpoint/{kept.name}"]}),
+        (tensors, {**position, "kept": ["a" * 300]}),
         (tensors, {**position, "metrics": -5}),
         (tensors, {**position, "trainer": {**position["trainer"], "number": "x"}}),
         (tensors, {**position, "trainer": {**position["trainer"], "number": -1}}),

@@ -122,7 +122,8 @@ class Timing:
 
     def __post_init__(self) -> None:
         check(0 < self.p50_ms <= self.p90_ms <= self.p99_ms, "p50_ms, p90_ms, p99_ms must rise and lie above 0")
-        check(self.batch > 0, "batch must be above 0")
+        check(self.p99_ms <= LARGEST, f"milliseconds must be at most {LARGEST}")
+        check(0 < self.batch <= LARGEST, "batch must be above 0, and a number of images")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def test_a_run_is_not_touched_by_what_becomes_of_its_data(load: Loading, tmp_pat
         go_on(tmp_path / "three")
     (tmp_path / "gone").rename(root)
     picture(5).save(root / "a" / "000.png")
-    with pytest.raises(UserError, match="the data set is not the one this run began with"):
+    with pytest.raises(UserError, match="the run's data set has changed"):
         go_on(tmp_path / "three")
 
 

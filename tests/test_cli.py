@@ -81,7 +81,7 @@ def image_folder(root: Path, classes: str, num_images: int) -> None:
         ("--set epochs=many", "epochs: input should be a valid integer, got 'many'"),
         ("--set optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
         ("--set dataset=[1]", "recipe key dataset"),
-        ("--method kdd", "unknown method 'kdd'; did you mean kd?"),
+        ("--method kdd", "unknown method 'kdd'; did you mean kd"),
         ("--recipe digit", "unknown recipe 'digit'; did you mean digits?"),
         ("--recipe none.toml", "no recipe file none.toml"),
         ("--students resnet10-z", "did you mean resnet10"),

@@ -140,6 +140,7 @@ def test_students_and_norms(parts: list[str]) -> None:
 
 COST = {"params": 1000, "macs": 100_000, "bytes": 5000}
 SCORE = {"ce": 0.5, "last": 0.6, "val": 0.7, "test": 0.7, "gain_p": 0.01}
+TIMING = {"format": "onnx", "batch": 1, "p50_ms": 1.5, "p90_ms": 2.0, "p99_ms": 3.5, "warmup": 20, "runs": 200}
 MANIFEST: dict[str, Any] = {
     "schema": 1,
     "version": "0.1.0",
@@ -152,7 +153,7 @@ MANIFEST: dict[str, Any] = {
     "method": "mc-distil", "recipe_sha256": "b" * 64, "seed": 0, "device": "cpu", "hardware": {"threads": 1},
     "students": [
         {"name": name, "arch": "resnet10-xxxs", "weights": f"students/{name}.safetensors", "sha256": "0" * 64, **COST,
-         "accuracy": SCORE, "latency": {"median_ms": 1.5}, "exports": {"onnx": f"exports/{name}.onnx"}}
+         "accuracy": SCORE, "latency": {"cpu": [TIMING]}, "exports": {"onnx": f"exports/{name}.onnx"}}
         for name in ("m", "s")
     ],
 }  # fmt: skip

@@ -302,7 +302,7 @@ def test_checkpoints(changes: Any, of_position: Any, is_whole: bool, kept: str) 
         def read() -> None:
             state = checkpoints.load(lambda line: None)
             assert state is not None
-            with state_of_another(folder):
+            with state_of_another():
                 checked_position(state.position["trainer"])
             checkpoints.kept(kept)
 

@@ -64,9 +64,10 @@ def test_stored_is_what_the_teacher_says(tmp_path: Path, seen: list[int]) -> Non
     assert (weights(tmp_path / "one") - weights(fresh)).norm() / weights(fresh).norm() > 3 * difference
 
 
-def test_rows_are_by_sample_id(tmp_path: Path, uninterrupted: Path) -> None:
+def test_rows_are_by_sample_id(tmp_path: Path) -> None:
     """A batch of the loader, augmented for its epoch and shown to the teacher, against the table."""
     recipe = tiny_recipe(teacher={"views": 2}, augment={"seed": 7})
+    train(recipe, tmp_path / "first")  # trains the teacher of that augmentation
     with RunFolder.create(str(tmp_path / "x"), recipe) as folder:
         run = make_run(recipe, folder)
     assert run.teacher is not None

@@ -57,6 +57,7 @@ def load_dataset(
     split_seed: int = 0,
     label_noise: float = 0.0,
     skip_bad_images: bool = False,
+    max_memory: int | None = None,
     report: Callable[[str], None] = to_stderr,
 ) -> Dataset:
     """A built-in data set or a folder of images, decoded, split and ready to index.
@@ -64,6 +65,7 @@ def load_dataset(
     data_root: where a built-in data set's files lie (default: the downloads in the cache folder).
     image_size: side in pixels of the square images; None keeps the data set's own.
     label_noise: fraction in [0, 1) of the training labels replaced by another class; V and test stay clean.
+    max_memory: bytes of images held in memory, larger data sets are mapped (None: half of what is available).
     report: takes progress and explanations, one line each.
 
     Raises UserError for a wrong name, option or file, RunFailed when a download or the cache fails.
@@ -74,16 +76,18 @@ def load_dataset(
         raise UserError(f"label noise {label_noise} is outside [0, 1)")
     folder = find_folder(name, data_root)
 
+    from mcd_cli.data import memory
     from mcd_cli.data.dataset import Request, assemble
 
+    most = memory.available() // 2 if max_memory is None else max_memory
     if folder is None:
         root = None if data_root is None else as_path(data_root)
-        decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report))
+        decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report, most))
     else:
         from mcd_cli.data.folder import read
         from mcd_cli.data.listing import check_text
 
         name = os.path.basename(os.path.realpath(folder)) or "folder"
         check_text(name, str(folder))
-        decoded = read(Request(folder, image_size, skip_bad_images, report))
+        decoded = read(Request(folder, image_size, skip_bad_images, report, most))
     return assemble(name, decoded, split_seed=split_seed, label_noise=label_noise)

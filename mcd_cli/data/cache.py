@@ -1,7 +1,7 @@
 """Decoded data sets kept under MCD_CACHE: written once, whole or not at all, then read into memory.
 
 What is read is checked against its fingerprint, and a run is not touched by what becomes of the files after that.
-A copy that takes more than half of the available memory is memory-mapped instead, unchecked.
+A copy that takes more memory than it may is memory-mapped instead, unchecked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mcd_cli.data import memory
 from mcd_cli.data.dataset import Decoded, fingerprint, measured
 from mcd_cli.errors import RunFailed, UserError
 from mcd_cli.files import as_path
@@ -108,22 +107,26 @@ def cached(
     build: Callable[[], Iterator[Chunk]],
     notes: list[str],
     report: Callable[[str], None],
+    most: int,
 ) -> Decoded:
-    """The data set of this key from the cache, else built into it; `notes` are told either way."""
+    """The data set of this key from the cache, else built into it; `notes` are told either way.
+
+    most: bytes of images that are read into memory; a larger copy is mapped.
+    """
     name = hashlib.sha256("\0".join((str(VERSION), *key)).encode()).hexdigest()[:32]
     folder = cache_root() / "datasets" / name
-    decoded = _load(folder, report)  # before asking to write: a cache may be given read-only
+    decoded = _load(folder, report, most)  # before asking to write: a cache may be given read-only
     if decoded is not None:
         return decoded
     cache_folder("datasets")
     with lock(folder.with_suffix(".lock")) as alone:
-        decoded = _load(folder, report)  # another process may have been quicker
+        decoded = _load(folder, report, most)  # another process may have been quicker
         if decoded is not None:
             return decoded
         shutil.rmtree(folder, ignore_errors=True)  # there, but torn
         with new_folder(folder, alone) as temporary:
             _write(temporary, classes, build(), notes)
-    decoded = _load(folder, report)
+    decoded = _load(folder, report, most)
     if decoded is None:
         raise RunFailed(f"the decoded data set in {str(folder)!r} cannot be read back; delete it and try again")
     return decoded
@@ -160,14 +163,14 @@ def _header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _load(folder: Path, report: Callable[[str], None]) -> Decoded | None:
+def _load(folder: Path, report: Callable[[str], None], most: int) -> Decoded | None:
     """None where the folder is not there or not whole: numpy refuses a file shorter than its header says."""
     if not folder.is_dir():
         return None
     try:
         meta = json.loads((folder / "meta.json").read_text())
         path = folder / "images.npy"
-        fits = path.stat().st_size <= memory.available() // 2
+        fits = path.stat().st_size <= most
         images = np.load(path) if fits else _map(path)
         labels, parts, moments = (np.load(folder / f"{name}.npy") for name in ARRAYS[1:])
         decoded = Decoded(tuple(meta["classes"]), images, labels, parts, moments, str(meta["fingerprint"]))

@@ -77,7 +77,9 @@ def read(cifar: Cifar, request: Request) -> Decoded:
         if not (place / name).is_file():
             raise UserError(f"{cifar.title} in {str(place)!r} lacks the file {name!r}")
     key = (cifar.title, str(request.image_size), *(stamp(place / name) for name in layout.files))
-    decoded = cached(key, cifar.classes, lambda: _chunks(cifar, layout, place, request), [], request.report)
+    decoded = cached(
+        key, cifar.classes, lambda: _chunks(cifar, layout, place, request), [], request.report, request.most
+    )
     return replace(decoded, norm=cifar.norm)
 
 

@@ -49,7 +49,9 @@ def decode(listing: Listing, request: Request) -> Decoded:
     key = ("images", listing.digest(), str(request.image_size), str(request.skip_bad_images))
 
     def build(side: int | None, notes: list[str]) -> Decoded:
-        return cached(key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report)
+        return cached(
+            key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report, request.most
+        )
 
     try:
         return build(request.image_size, [])

@@ -28,10 +28,10 @@ class Pixels(Protocol):
 
 
 class InMemory:
-    """A copy of all images on the training device; what happens to the files no longer matters."""
+    """All images on the training device."""
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images = images.to(device, copy=True)
+        self.images = images.to(device)
 
     def take(self, ids: Tensor) -> Tensor:
         return self.images[ids]
@@ -41,7 +41,7 @@ class InMemory:
 
 
 class Streamed:
-    """Read from the memory-mapped file by DataLoader workers, some batches ahead."""
+    """Read from the host, as a rule a memory-mapped file, by DataLoader workers, some batches ahead."""
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
         self.images = images

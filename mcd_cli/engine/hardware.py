@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from mcd_cli.data import memory
 from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
 from mcd_cli.processes import ALONE, Processes
@@ -84,16 +84,12 @@ def _resolved(device: str) -> str:
     return device
 
 
-def available_memory(hardware: Hardware) -> int:
-    """Bytes that are free on the device for this process: of the GPU, or of the machine, shared by its processes."""
-    if hardware.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(hardware.device)[0])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-        free = min(free, max(0, limit))
-    return free // hardware.processes.local_world
+def memory_for_images(hardware: Hardware, asked: int | None) -> tuple[int, int]:
+    """Bytes of images that this process may hold in the machine's memory, and on the device.
+
+    Unless asked for: half of what is free, shared by the processes of this machine.
+    """
+    host = memory.available() // 2 // hardware.processes.local_world if asked is None else asked
+    if hardware.device.type == "cpu":
+        return host, host
+    return host, int(torch.cuda.mem_get_info(hardware.device)[0]) // 2 if asked is None else asked

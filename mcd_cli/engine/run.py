@@ -18,7 +18,7 @@ from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
-from mcd_cli.engine.hardware import Hardware, available_memory, prepare
+from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
 from mcd_cli.engine.interrupt import Stop, stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
 from mcd_cli.engine.results import WARM_START, Result, Results
@@ -67,6 +67,7 @@ class Run:
         every = recipe.checkpoint.every
         self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
         self.state = self.saver.load(emit)
+        on_host, on_device = memory_for_images(self.hardware, options.max_memory)
         self.dataset = load_dataset(
             recipe.dataset,
             data_root=recipe.data_root,
@@ -74,6 +75,7 @@ class Run:
             split_seed=recipe.split_seed,
             label_noise=recipe.label_noise,
             skip_bad_images=options.skip_bad_images,
+            max_memory=on_host,
             report=lambda line: emit(Said(line)),
         )
         self.loader = Loader(
@@ -84,7 +86,7 @@ class Run:
             augment_seed=recipe.augment_seed,
             device=self.hardware.device,
             processes=self.processes,
-            memory=available_memory(self.hardware) // 2 if options.max_memory is None else options.max_memory,
+            memory=on_device,
         )
         if self.loader.streams:
             emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
         ours.number = 1
         ours.step(next(batches))
 
-    images, draws = ours.loader.images[:BATCH], torch.rand(BATCH, 12)
+    images, draws = ours.loader.pixels.take(torch.arange(BATCH)), torch.rand(BATCH, 12)
     rows = []
     for repeat in range(repeats + 1):
         time.sleep(2)  # the plain way's workers read ahead: let them be done before ours is timed
@@ -161,6 +162,8 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
 def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20) -> dict[str, Any]:
     """What a meta step adds (JVP, gradient of L_val, C-NET's backward), as a share of the students' own step."""
     trainer = trainer_of("mc-distil", threads, coordinator)
+    dataset = trainer.loader.dataset
+    trainer.loader.dataset = replace(dataset, val=dataset.train[:BATCH])  # digits' own V is smaller than a batch
     batch = next(batches_of(trainer))
     x, y = batch.images, batch.labels
     z_teacher = trainer.teachers["teacher"](x).detach()
@@ -180,7 +183,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
         c = [meta.step_size(group, True) for group in trainer.optimizer.param_groups]
-        trainer._update_coordinator(x, theta, lambda z: instance_losses(z, y, guides, TAU), c)
+        trainer._update_coordinator(batch, theta, lambda z: instance_losses(z, y, guides, TAU), c)
 
     rows = []
     for repeat in range(repeats + 1):

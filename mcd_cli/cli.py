@@ -56,6 +56,11 @@ def distill(
     out: Annotated[str | None, typer.Option(help="The run's folder.", show_default="runs/DATASET-METHOD-N")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="8G: larger data sets are streamed from disk.", show_default="half of what is free"),
+    ] = None,
+    sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Under torchrun: BatchNorm over all processes.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe, cost and estimate.")] = False,
@@ -77,6 +82,7 @@ def distill(
         "batch_size": batch_size,
         "seed": seed,
         "precision": precision,
+        "sync_bn": sync_bn or None,
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
     }
@@ -90,6 +96,7 @@ def distill(
         overrides={key: value for key, value in overrides.items() if value is not None},
         device=device,
         threads=threads,
+        max_memory=max_memory,
         out=out,
         resume=resume,
         force=force,
@@ -100,6 +107,105 @@ def distill(
         debug=debug,
     )
     run(asked)
+
+
+@app.command()
+def compare(
+    methods: Annotated[
+        str | None,
+        typer.Option(help="a,b,…: methods, controls (kd-total-3, mc-distil-mean, …) or .toml files of changes."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="0,1,2 or 0-4.", show_default="0,1,2")] = None,
+    overlay: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="Changes to the recipe for all methods (noise-20, …); repeatable."),
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside ours.")] = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Draw this comparison's gains beside ours; repeatable."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or a .toml file.", show_default="named after the data set"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one recipe key; repeatable."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits"),
+    ] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where a built-in data set's files lie.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A weights file, or an architecture to train first.")] = None,
+    teacher_arch: Annotated[
+        str | None, typer.Option(help="Architecture of the teacher's file.", show_default="recognised")
+    ] = None,
+    teacher_norm: Annotated[
+        str | None, typer.Option(help="auto, cifar10, cifar100, imagenet, half, none, or R,G,B/R,G,B.")
+    ] = None,
+    students: Annotated[str | None, typer.Option(help="a,b,… or name=arch,…")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="8G: larger data sets are streamed from disk.", show_default="half of what is free"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The comparison's folder.", show_default="runs/DATASET-compare-N")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with the comparison in this folder.")] = None,
+    checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe and estimate.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and the result.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Several methods on several seeds under one protocol: a table like the paper's Table 1, and what it proves.
+
+    One teacher, one split, one warm start per student and seed. The same command again goes on where it stopped.
+    """
+    from mcd_cli.commands.compare import Compared
+    from mcd_cli.commands.compare import compare as run
+    from mcd_cli.commands.distill import Asked
+
+    overrides: dict[str, Any] = {
+        "data_root": data_root,
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "precision": precision,
+        "teacher.norm": teacher_norm,
+        "checkpoint.every": checkpoint_every,
+    }
+    asked = Asked(
+        recipe=recipe,
+        settings=set_ or [],
+        dataset=dataset,
+        teacher=teacher,
+        teacher_arch=teacher_arch,
+        students=students,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        device=device,
+        threads=threads,
+        max_memory=max_memory,
+        out=out,
+        resume=resume,
+        force=force,
+        skip_bad_images=skip_bad_images,
+        dry_run=dry_run,
+        json_output=json_output,
+        quiet=quiet,
+        debug=debug,
+    )
+    run(Compared(asked, methods, seeds, overlay or [], beside or [], paper))
 
 
 @app.command()

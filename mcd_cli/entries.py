@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9_-]+")
 _ARCH = re.compile(r"[A-Za-z0-9_.:@-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+LARGEST = 10**18  # of a count; what is more is no count, and no float can show it
+MAX_CLASSES = 1_000_000
+MAX_SIDE = 2**14  # pixels
 
 
 def check(right: bool, what: str) -> None:
@@ -38,7 +41,11 @@ class DatasetEntry:
 
     def __post_init__(self) -> None:
         check(len(self.classes) > 0, "has no classes")
+        check(len(self.classes) <= MAX_CLASSES, f"has more than {MAX_CLASSES:,} classes")
+        check(self.input_shape[0] == 3, "input_shape must be of 3 channels")
         check(min(self.input_shape) > 0, "input_shape must be above 0")
+        check(max(self.input_shape) <= MAX_SIDE, f"input_shape must be at most {MAX_SIDE}")
+        check(all(0 <= size <= LARGEST for size in self.sizes.values()), "sizes must be numbers of images")
         check(min(self.std) > 0, "std must be above 0")
 
 
@@ -143,7 +150,9 @@ class StudentEntry:
         check(_NAME.fullmatch(self.name) is not None, "name must be of a-z, 0-9, _ and -")
         check(_ARCH.fullmatch(self.arch) is not None, "arch is no architecture's name")
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
-        check(min(self.params, self.macs, self.bytes) > 0, "params, macs and bytes must be above 0")
+        costs = (self.params, self.macs, self.bytes)
+        check(min(costs) > 0, "params, macs and bytes must be above 0")
+        check(max(costs) <= LARGEST, f"params, macs and bytes must be at most {LARGEST}")
         for path in (self.weights, *self.exports.values()):
             parts = PurePosixPath(path).parts
             safe = parts and not path.startswith("/") and ".." not in parts

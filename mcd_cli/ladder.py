@@ -22,6 +22,7 @@ from mcd_cli.entries import (
     inside,
 )
 from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path, read_small, write_whole
 from mcd_cli.forms import FLOAT32, INT8, Form, forms
 from mcd_cli.latency import hardware, measure, recorded
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
 MANIFEST = "ladder.json"
+MAX_BYTES = 2**25  # of the manifest
 
 __all__ = [
     "Accuracy",
@@ -75,8 +77,6 @@ class Ladder:
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
-        from mcd_cli.files import write_whole
-
         write_whole(Path(folder) / MANIFEST, typed_json.write(self))
 
     def student(self, name: str) -> StudentEntry:
@@ -157,7 +157,7 @@ def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladd
 
 def load_ladder(folder: str | Path) -> Ladder:
     """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
-    folder = Path(folder)
+    folder = as_path(str(folder))
     document = _read(folder)
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
@@ -182,7 +182,7 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
     Raises UserError when there is none.
     """
     if run is not None:
-        folder = Path(run)
+        folder = as_path(str(run))
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
         if not (folder / MANIFEST).exists():
@@ -217,7 +217,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         find_run(folder)  # says why not
     try:
-        document = typed_json.parse(path.read_bytes())
+        document = typed_json.parse(read_small(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

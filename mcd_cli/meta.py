@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mcd_cli.batch_norm import QuickForwardMode
 from mcd_cli.losses import cross_entropy
 
 Parameters = Mapping[str, Tensor]
@@ -44,13 +45,14 @@ def without_side_effects(model: nn.Module, parameters: Parameters, x: Tensor) ->
     return output
 
 
-def validation_gradient(students: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def validation_gradient(students: nn.Module, x: Tensor, y: Tensor, size: int | None = None) -> dict[str, Tensor]:
     """v = ∇_θ L_val(θ') with L_val = Σ_j mean_i ce (Eq. 6), train-mode BatchNorm, running statistics untouched.
 
     students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of V. Returns one tensor per parameter.
+    size: images of the mini-batch where x, y are one shard of it; the sum over shards is v then.
     """
     parameters = dict(students.named_parameters())
-    loss = cross_entropy(without_side_effects(students, parameters, x), y).mean(dim=0).sum()
+    loss = cross_entropy(without_side_effects(students, parameters, x), y).sum() / (size or len(x))
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
@@ -70,18 +72,18 @@ def directional_losses(
     def loss_tensor(parameters: Parameters) -> Tensor:
         return losses(without_side_effects(students, parameters, x))
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), QuickForwardMode():
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         tangent: Tensor = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))[1]
     return tangent.detach()
 
 
-def weight_gradient(directional: Tensor, c: Sequence[float] | float) -> Tensor:
+def weight_gradient(directional: Tensor, c: Sequence[float] | float, n: int | None = None) -> Tensor:
     """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
 
-    directional: [n, k, c]; c: one step size per student [k], or one for all. Returns [n, k, c].
+    directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
+    this is one shard of it. Returns [n, k, c].
     """
-    n = directional.shape[0]
     size = torch.as_tensor(c, dtype=directional.dtype, device=directional.device)
-    return -size.reshape(1, -1, 1) / n * directional
+    return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

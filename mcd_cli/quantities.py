@@ -86,6 +86,13 @@ def show_ms(value: float, digits: int | None = None) -> str:
     return _show(value, {"us": 1e-3, "ms": 1, "s": 1e3}, digits)
 
 
+def show_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def _show(value: float, units: Mapping[str, float], digits: int | None) -> str:
     """The value in the largest unit of which it holds one; what rounds to 1000 of a unit is 1 of the next."""
     text = ""

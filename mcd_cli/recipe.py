@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
-from mcd_cli.methods import METHODS
+from mcd_cli.files import as_path, read_small
+from mcd_cli.methods import METHODS, OPTIONS
 from mcd_cli.models import ARCHITECTURES, TORCHVISION
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
-STUDENT_NAME = re.compile(r"[a-z0-9_-]+")
+STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # it becomes a file's name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
+MAX_BYTES = 2**16  # of a recipe's file
+MAX_BASES = 20  # recipes that extend each other
+MAX_DEPTH = 10  # dots of a key
+MAX_DOTS = 100  # of a line
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # what every TOML and JSON reader can hold
 
@@ -42,6 +48,7 @@ class TeacherSection(Section):
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
+    views: int = Field(0, ge=0, le=10_000)
 
     @field_validator("arch")
     @classmethod
@@ -102,11 +109,20 @@ class AugmentSection(Section):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
 class DistillSection(Section):
-    """Temperature and, for the methods with constant weights, λ of Eq. 1."""
+    """Temperature; λ of Eq. 1 (kd, takd, dgkd, rmc; the others have no use for it); options of single methods."""
 
     tau: float = Field(2.0, gt=0)
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
+    total: float = Field(1.0, gt=0)
+    drop: float = Field(0.0, ge=0, le=1)
+    normalise: bool = False
+    alpha: float = Field(0.3, ge=0, le=1)
+    clip: bool = False
+    constants: Annotated[tuple[Weight, Weight, Weight], Field(strict=False)] = (0.5, 0.5, 0.5)
 
     model_config = ConfigDict(**Section.model_config, populate_by_name=True, serialize_by_alias=True)
 
@@ -124,6 +140,7 @@ class CoordinatorSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     every: int = Field(20, ge=1)
     unit: Literal["step", "epoch"] = "step"
+    shared: bool = True  # false: control (d), one C-NET per student
 
     @field_validator("arch")
     @classmethod
@@ -161,8 +178,10 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     method: str = "mc-distil"
+    train_on_val: bool = False  # control (e): the method's own stages train on train ∪ V
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = True
+    sync_bn: bool = False
     label_noise: float = Field(0.0, ge=0, lt=1)
     students: dict[str, str] = Field(default_factory=lambda: dict(PAPER_STUDENTS), min_length=1)
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
@@ -195,6 +214,22 @@ class Recipe(Section):
             ARCHITECTURES.check(arch)
         return students
 
+    @model_validator(mode="after")
+    def _not_sharing_needs_two(self) -> Recipe:
+        if not self.coordinator.shared and len(self.students) == 1:
+            raise UserError("recipe key coordinator.shared: one student shares its C-NET with nobody; leave it true")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_the_methods(self) -> Recipe:
+        for key, methods in OPTIONS.items():
+            given = getattr(self.distill, key) != DistillSection.model_fields[key].default
+            if given and self.method not in methods:
+                raise UserError(
+                    f"recipe key distill.{key} is an option of {' and '.join(methods)}; {self.method} does not take it"
+                )
+        return self
+
     @property
     def augment_seed(self) -> int:
         return self.seed if self.augment.seed is None else self.augment.seed
@@ -202,10 +237,13 @@ class Recipe(Section):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
+    def content(self) -> dict[str, Any]:
+        """What decides the result, as plain JSON: without paths and checkpoint intervals."""
+        return self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
+
     def sha256(self) -> str:
-        """Hash of what decides the result: without paths and checkpoint intervals."""
-        content = self.model_dump(exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Hash of what decides the result."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
 
 
 def name_students(items: Iterable[Any]) -> dict[str, str]:
@@ -241,8 +279,18 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         raise UserError(_first_problem(error)) from None
 
 
+def lay_over(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The base with some keys changed (nested or dotted)."""
+    return parse_recipe(_merged(base.model_dump(exclude_none=True), changes))
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """What a recipe file holds, and what it extends, as it stands: only what it changes."""
+    return _read(str(path))
+
+
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in _recipes_folder().glob("*.toml"))
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -251,41 +299,56 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        parsed = _toml(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
+        raise UserError(f"--set {key.strip()}: {value[:80]!r}... is no value; write it shorter") from None
+    if parsed.keys() != {"value"}:
+        raise UserError(f"--set takes one key=value at a time; got {text!r}")
+    return key.strip(), parsed["value"]
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError (TOMLDecodeError is one) or RecursionError."""
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line with more than {MAX_DOTS} dots")  # tomllib takes minutes for a key of 20,000 parts
+    return tomllib.loads(text)
 
 
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = _find(name)
-    if str(path) in seen:
-        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, str(path)))}")
+    own = os.path.realpath(path)
+    if own in seen:
+        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, own))}")
+    if len(seen) > MAX_BASES:
+        raise UserError(f"recipe {path} is more than {MAX_BASES} recipes below the first; extend fewer")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        content = _toml(read_small(path, MAX_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, integers of thousands of digits
         raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str):
         raise UserError(f"recipe {path}: extends takes one recipe's name, got {base!r}")
-    beside = path.parent / f"{base}.toml"
-    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, str(path))), content)
+    beside = path.parent / as_path(f"{base}.toml")
+    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, own)), content)
 
 
 def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
-        path = Path(name)
+        path = as_path(name)
         if not path.is_file():
             raise UserError(f"no recipe file {name}")
         return path
-    path = _recipes_folder() / f"{name}.toml"
+    path = recipes_folder() / f"{name}.toml"
     if not path.is_file():
         raise unknown("recipe", name, recipe_names())
     return path
 
 
-def _recipes_folder() -> Path:
+def recipes_folder() -> Path:
     """Inside the package when installed from a wheel, beside it in a checkout or an editable install."""
     package = Path(__file__).parent
     inside = package / "recipes"
@@ -296,8 +359,10 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """base with changes laid over it; dotted keys reach into tables. `students` is replaced, not merged."""
     merged = dict(base)
     for dotted, value in changes.items():
-        key, _, rest = dotted.partition(".")
-        if rest:
+        key, dot, rest = dotted.partition(".")
+        if dotted.count(".") > MAX_DEPTH:
+            raise UserError(f"recipe key {dotted[:80]!r}... does not exist: it has {dotted.count('.') + 1:,} parts")
+        if dot:
             inner = merged.get(key, {})
             if not isinstance(inner, Mapping):
                 raise UserError(f"recipe key {key!r} is a value, not a table; {dotted!r} does not exist")

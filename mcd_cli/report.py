@@ -22,6 +22,7 @@ from rich.text import Text
 
 from mcd_cli.console import print_json, results, table, talk
 from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.errors import UserError
 from mcd_cli.ladder import MANIFEST, Ladder
 from mcd_cli.quantities import show_count, show_size
 
@@ -104,7 +105,7 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
         column.no_wrap = True
     for student in ladder.students:
         accuracy = student.accuracy
-        error = Z95 * standard_error(accuracy.test, ladder.dataset.sizes["test"])
+        error = Z95 * standard_error(accuracy.test, num_test_images(ladder))
         drawn.add_row(
             student.name,
             show_count(student.macs),
@@ -120,7 +121,15 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
 def caption(ladder: Ladder) -> str:
     """What the table's figures were measured on."""
     teacher = "" if ladder.teacher is None else f"; teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}"
-    return f"{ladder.dataset.sizes['test']:,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
+    return f"{num_test_images(ladder):,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
+
+
+def num_test_images(ladder: Ladder) -> int:
+    """Raises UserError where the manifest does not say."""
+    num = ladder.dataset.sizes.get("test", 0)
+    if not num:
+        raise UserError("the manifest does not say how many test images there were (dataset.sizes.test)")
+    return num
 
 
 def standard_error(accuracy: float, num_images: int) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mcd_cli.errors import McdError, UserError
-from mcd_cli.files import cannot_write, write_whole
+from mcd_cli.files import as_path, cannot_write, sweep, write_whole
 from mcd_cli.recipe import Recipe, load_recipe
 
 RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
@@ -31,6 +31,7 @@ class RunFolder:
         """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
         self.path = path
         self._made = made
+        refuse_links(path)
         self._metrics = self._locked()
 
     @classmethod
@@ -39,10 +40,11 @@ class RunFolder:
         if out == "":
             raise UserError("--out names no folder")
         if out is None:
-            made = _next_folder(Path("runs"), f"{Path(recipe.dataset).resolve().name}-{recipe.method}")
+            name = os.path.basename(os.path.realpath(as_path(recipe.dataset)))
+            made = next_folder(Path("runs"), f"{name}-{recipe.method}")
         else:
-            made = _make(Path(out))
-        folder = cls(made[0] if out is None else Path(out), made=made)
+            made = make_folder(as_path(out))
+        folder = cls(made[0] if out is None else as_path(out), made=made)
         try:
             write_whole(folder / RECIPE, recipe.to_toml().encode())
         except McdError:
@@ -53,11 +55,13 @@ class RunFolder:
     @classmethod
     def open(cls, path: str) -> tuple[RunFolder, Recipe]:
         """A folder to resume, with its recipe."""
-        folder = Path(path)
+        folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
         recipe = load_recipe(str(folder / RECIPE), {})
-        return cls(folder), recipe
+        opened = cls(folder)
+        sweep(folder)  # locked: whoever left something there is gone
+        return opened, recipe
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -87,8 +91,18 @@ class RunFolder:
     def metrics_size(self) -> int:
         return (self.path / METRICS).stat().st_size
 
+    def sync_metrics(self) -> int:
+        """Put the lines so far on the disk, past a power cut; returns their bytes."""
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise cannot_write(self.path / METRICS, error, 0) from None
+        return self.metrics_size()
+
     def cut_metrics(self, size: int) -> None:
         """Forget the lines written after the state that a run resumes from."""
+        if size < 0:
+            raise ValueError(f"metrics of {size} bytes")
         if self.metrics_size() > size:
             os.truncate(self.path / METRICS, size)
 
@@ -125,7 +139,23 @@ class RunFolder:
         return metrics
 
 
-def _make(path: Path) -> list[Path]:
+def refuse_links(folder: Path) -> None:
+    """Before writing into a run's folder: nothing in it may lead elsewhere, or block as a pipe would.
+
+    Raises UserError.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:  # what cannot be listed cannot be written either, and says so itself
+        return
+    for entry in entries:
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            what = "a link" if entry.is_symlink() else "no file"
+            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
+
+
+def make_folder(path: Path) -> list[Path]:
     """Make --out and the folders above it; returns the new ones, the innermost first."""
     made: list[Path] = []
     try:
@@ -142,7 +172,7 @@ def _make(path: Path) -> list[Path]:
     return made
 
 
-def _next_folder(parent: Path, stem: str) -> list[Path]:
+def next_folder(parent: Path, stem: str) -> list[Path]:
     """Make the first free parent/stem-<n>; returns the new folders, the innermost first."""
     number = 1
     try:
@@ -155,7 +185,7 @@ def _next_folder(parent: Path, stem: str) -> list[Path]:
     except FileExistsError:
         if not parent.is_dir():
             raise UserError(f"{parent} is a file, not a folder; name an --out") from None
-        return _next_folder(parent, stem)  # another run was faster
+        return next_folder(parent, stem)  # another run was faster
     except OSError as error:
         raise _cannot_make(parent, error) from None
     return [path, parent] if is_new else [path]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mcd_cli.errors import UserError
 from mcd_cli.losses import instance_losses
 from mcd_cli.methods import METHODS
-from mcd_cli.methods.base import TEACHER, Method, Step
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.recipe import DistillSection
+from mcd_cli.recipe import DistillSection, parse_recipe
 from mcd_cli.seeds import generator
 
 N, C, TAU = 6, 4, 2.0
@@ -26,9 +30,9 @@ def step_of(k: int, method: Method) -> tuple[Step, Tensor]:
     return Step(torch.arange(N), Y, z, teachers, {}, 0, lambda purpose: generator(purpose)), z
 
 
-def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False) -> float:
+def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False, **options: Any) -> float:
     """The loss that the engine would minimise: Σ_j mean_i Σ_c w_ijc ℓ_ijc."""
-    method = METHODS.load(name)(DistillSection(lambda_=lam))
+    method = METHODS.load(name)(DistillSection(lambda_=lam, **options))
     step, z = step_of(k, method)
     losses = instance_losses(z, Y, method.guides(step), TAU)
     if cnet:
@@ -92,7 +96,8 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
     for stage in stages:
         seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
         z = torch.randn(N, len(stage.students), C)
-        guides = method.guides(Step(torch.arange(N), Y, z, seen, {}, 0, lambda purpose: generator(purpose)))
+        memory = method.prepare(Survey(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
+        guides = method.guides(Step(torch.arange(N), Y, z, seen, memory, 0, lambda purpose: generator(purpose)))
         assert len(method.symbols(stage)) == 1 + (0 if guides is None else guides.shape[2])
 
 
@@ -101,3 +106,156 @@ def test_joint_methods_have_one_stage(name: str, teachers: tuple[str, ...]) -> N
     (stage,) = METHODS.load(name)(DistillSection()).stages(["a", "b"])
     assert (stage.students, stage.teachers) == (("a", "b"), teachers)
     assert METHODS.load(name)(DistillSection()).learned == (name == "mc-distil")
+
+
+def test_kd_at_a_larger_total_weight() -> None:
+    assert total("kd", lam=0.3, total=3.0) == pytest.approx(3 * total("kd", lam=0.3), rel=1e-10)
+
+
+def test_constant_weights_with_the_pool() -> None:
+    ce, kd, pool = by_hand()
+    assert total("constant") == pytest.approx(0.5 * (ce + kd + pool), rel=1e-10)
+    assert total("constant", constants=(1.0, 0.25, 2.0)) == pytest.approx(ce + 0.25 * kd + 2 * pool, rel=1e-10)
+    with pytest.raises(UserError, match="constant needs two students"):
+        METHODS.load("constant")(DistillSection()).stages(["alone"])
+
+
+LADDER = ["big", "middle", "small"]
+
+
+def test_takd_is_a_chain_from_the_largest_down() -> None:
+    assert METHODS.load("takd")(DistillSection()).stages(LADDER) == [
+        Stage(("big",), (TEACHER,)),
+        Stage(("middle",), ("big",)),
+        Stage(("small",), ("middle",)),
+    ]
+
+
+def test_dgkds_teachers_grow_link_by_link() -> None:
+    method = METHODS.load("dgkd")(DistillSection())
+    stages = method.stages(LADDER)
+    assert stages == [
+        Stage(("big",), (TEACHER,)),
+        Stage(("middle",), (TEACHER, "big")),
+        Stage(("small",), (TEACHER, "big", "middle")),
+    ]
+    assert method.symbols(stages[2]) == ("alpha", "beta", "beta/big", "beta/middle")
+
+
+def dgkd_step(number: int = 0) -> Step:
+    """The third link's step: one student, three teachers."""
+    z = torch.randn(N, 1, C, generator=torch.Generator().manual_seed(0))
+    teachers = {name: torch.randn(N, C) for name in (TEACHER, "big", "middle")}
+    return Step(torch.arange(N), Y, z, teachers, {}, number, lambda purpose: generator(purpose, number))
+
+
+def test_dgkd_weighs_the_label_q_times() -> None:
+    step = dgkd_step()
+    method = METHODS.load("dgkd")(DistillSection(lambda_=0.25))
+    torch.testing.assert_close(method.weights(step), torch.tensor([3 * 0.75, 0.25, 0.25, 0.25]))
+    z, guides = step.logits.double(), method.guides(step)
+    assert guides.shape == (N, 1, 3, C)
+    weighted = (method.weights(step).double() * instance_losses(z, Y, guides.double(), TAU)).sum(dim=-1).mean()
+    log_q = F.log_softmax(z[:, 0] / TAU, -1)
+    kd = sum(
+        TAU**2 * F.kl_div(log_q, F.softmax(t.double() / TAU, -1), reduction="batchmean") for t in step.teachers.values()
+    )
+    assert weighted.item() == pytest.approx((3 * 0.75 * F.cross_entropy(z[:, 0], Y) + 0.25 * kd).item(), rel=1e-10)
+
+
+def test_dgkd_normalised_weighs_as_kd_does() -> None:
+    w = METHODS.load("dgkd")(DistillSection(lambda_=0.25, normalise=True)).weights(dgkd_step())
+    torch.testing.assert_close(w, torch.tensor([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_dgkd_drops_teachers_but_never_t(normalise: bool) -> None:
+    """Each of the others as often as asked, for itself; q counts those kept; same step, same draw."""
+    method = METHODS.load("dgkd")(DistillSection(lambda_=0.5, drop=0.25, normalise=normalise))
+    kept = []
+    for number in range(400):
+        w = method.weights(dgkd_step(number))
+        assert torch.equal(w, method.weights(dgkd_step(number)))
+        q = int((w[1:] > 0).sum())
+        assert w[1] > 0
+        assert w.sum().item() == pytest.approx(1 if normalise else q)
+        assert w[0].item() == pytest.approx(0.5 if normalise else 0.5 * q)
+        kept.append((w[2:] > 0).float())
+    share = torch.stack(kept)
+    assert share.mean(dim=0).tolist() == pytest.approx([0.75, 0.75], abs=0.08)  # 3.7 standard errors
+    assert share.prod(dim=1).mean().item() == pytest.approx(0.75**2, abs=0.1)
+    alone = METHODS.load("dgkd")(DistillSection(drop=1.0)).weights(dgkd_step())
+    assert alone.tolist() == [0.5, 0.5, 0, 0]
+
+
+def difficulty(**options: Any) -> tuple[Tensor, np.ndarray]:
+    """RMC's table over 400 images with ids 7 + 3i, and the variances it must come from, by numpy."""
+    draw = torch.Generator().manual_seed(3)
+    z, y = 3 * torch.randn(400, 4, C, generator=draw), torch.randint(C, (400,), generator=draw)
+    z[5] *= 30  # an outlier
+    method = METHODS.load("rmc")(DistillSection(**options))
+    table = method.prepare(Survey(7 + 3 * torch.arange(400), y, 2000, lambda: z))["difficulty"]
+    logits = z.double().numpy()
+    log_sum = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    ce = log_sum - np.take_along_axis(logits, y.numpy()[:, None, None], -1)[..., 0]
+    return table, np.var(ce, axis=1, ddof=0)
+
+
+def test_rmcs_difficulty_is_the_students_disagreement() -> None:
+    table, v = difficulty()
+    ids = 7 + 3 * torch.arange(400)
+    expected = 0.3 + 0.7 * (v - v.min()) / (v.max() - v.min())
+    np.testing.assert_allclose(table[ids].numpy(), expected, rtol=1e-5)
+    assert table[ids].min() == pytest.approx(0.3)
+    assert table[ids].max() == 1
+    rest = torch.ones(2000, dtype=torch.bool)
+    rest[ids] = False
+    assert table[rest].isnan().all()
+
+
+def test_rmc_clips_outliers() -> None:
+    table, v = difficulty(alpha=0.5, clip=True)
+    v = np.minimum(v, np.quantile(v, 0.99))
+    expected = 0.5 + 0.5 * (v - v.min()) / (v.max() - v.min())
+    np.testing.assert_allclose(table[7 + 3 * torch.arange(400)].numpy(), expected, rtol=1e-5)
+    assert table.nanmean() > difficulty(alpha=0.5)[0].nanmean() + 0.02
+
+
+def test_rmc_softens_the_teacher_image_by_image() -> None:
+    method = METHODS.load("rmc")(DistillSection())
+    step, _ = step_of(2, METHODS.load("kd")(DistillSection()))
+    table = torch.linspace(0.3, 1, N).double()
+    ids = torch.tensor([3, 0, 5, 1, 2, 4])
+    step = Step(ids, Y, step.logits, step.teachers, {"difficulty": table}, 0, step.draw)
+    guides = method.guides(step)
+    for i in range(N):
+        torch.testing.assert_close(guides[i, 0, 0], table[ids[i]] * step.teachers[TEACHER][i])
+    told = method.summary({"difficulty": torch.cat([torch.full((3,), float("nan")), table])})["difficulty"]
+    assert list(told) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
+    assert told["0.25"] == pytest.approx(np.quantile(table.numpy(), 0.25))
+    with pytest.raises(UserError, match="rmc needs two students"):
+        method.stages(["alone"])
+
+
+def test_meta_distil_trains_each_student_alone() -> None:
+    method = METHODS.load("meta-distil")(DistillSection())
+    assert method.learned
+    assert method.stages(LADDER) == [Stage((name,)) for name in LADDER]
+    assert method.symbols(Stage(("big",))) == ("alpha", "beta")
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("mc-distil", {"total": 3.0}),
+        ("kd", {"alpha": 0.5}),
+        ("kd", {"drop": 0.5}),
+        ("takd", {"normalise": True}),
+        ("rmc", {"constants": [1, 1, 1]}),
+        ("ce", {"clip": True}),
+    ],
+)
+def test_a_method_refuses_anothers_option(method: str, option: dict[str, Any]) -> None:
+    (key,) = option
+    with pytest.raises(UserError, match=rf"distill.{key} is an option of .*; {method} does not take it"):
+        parse_recipe({"method": method, "distill": option})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import traceback
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
+from mcd_cli.files import as_path, write_whole
+from mcd_cli.quantities import size
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
-from mcd_cli.run_folder import LOG, RECIPE, RunFolder
+from mcd_cli.run_folder import LOG, METRICS, RECIPE, RunFolder
 
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run
@@ -32,6 +38,7 @@ class Asked:
     resume: str | None = None
     force: bool = False
     skip_bad_images: bool = False
+    max_memory: str | None = None
     dry_run: bool = False
     json_output: bool = False
     quiet: bool = False
@@ -39,27 +46,36 @@ class Asked:
 
 
 def run(asked: Asked) -> None:
-    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else."""
-    _check(asked)
-    if asked.resume is not None:
+    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else.
+
+    Under torchrun the process of rank 0 alone has the folder and speaks.
+    """
+    check(asked)
+    writes = os.environ.get("RANK", "0") == "0"
+    if asked.resume is None:
+        recipe = resolve(asked)
+        folder = RunFolder.create(asked.out, recipe) if writes else None  # the recipe stands before torch is imported
+    elif writes:
         folder, recipe = RunFolder.open(asked.resume)
     else:
-        recipe = resolve(asked)
-        folder = RunFolder.create(asked.out, recipe)  # the recipe stands before torch is imported
-    with folder:
+        folder, recipe = None, Recipe()  # process 0 tells it
+    with folder or nullcontext():
         try:
-            _train(asked, _with_checkpoint_interval(recipe, asked), folder)
+            _train(asked, with_checkpoint_interval(recipe, asked), folder)
         except McdError:
-            folder.discard()
+            if folder is not None:
+                folder.discard()
             raise
         except KeyboardInterrupt:
-            folder.discard()
-            if (folder / RECIPE).exists():
-                raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
+            if folder is not None:
+                folder.discard()
+                if (folder / RECIPE).exists():
+                    raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
             raise
         except Exception as error:
-            (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
-            if _is_out_of_memory(error):
+            if folder is not None:
+                write_whole(folder / LOG, traceback.format_exc().encode(errors="backslashreplace"))
+            if is_out_of_memory(error):
                 smaller = max(2, recipe.batch_size // 2)
                 raise RunFailed(
                     f"out of memory with a batch of {recipe.batch_size}; try --batch-size {smaller} in a new run"
@@ -67,22 +83,22 @@ def run(asked: Asked) -> None:
             raise
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """torch has an exception of its own on a GPU, and a plain RuntimeError on a CPU."""
     told = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
-def resolve(asked: Asked) -> Recipe:
-    """Defaults < recipe < --set < flags."""
-    settings = dict(parse_setting(text) for text in asked.settings)
+def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
+    """Defaults < recipe < overlay < --set < flags."""
+    settings = {**(overlay or {}), **dict(parse_setting(text) for text in asked.settings)}
     flags = dict(asked.overrides)
     if asked.dataset is not None:
         flags["dataset"] = asked.dataset
     if asked.students is not None:
         flags["students"] = name_students(asked.students.split(","))
     if asked.teacher is not None:
-        is_file = Path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
+        is_file = as_path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
         is_file = is_file and not asked.teacher.startswith("torchvision:")
         if asked.teacher_arch is not None and not is_file:
             raise UserError(f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself")
@@ -94,33 +110,53 @@ def resolve(asked: Asked) -> Recipe:
     return load_recipe(asked.recipe, settings | flags, dataset=dataset)
 
 
-def _train(asked: Asked, recipe: Recipe, folder: RunFolder) -> None:
+def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
+    from mcd_cli.engine.hardware import joined
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.ladder import load_ladder
     from mcd_cli.pictures import draw
     from mcd_cli.report import View, print_ladder
 
+    processes = joined(asked.device)
+    recipe = processes.share(recipe)
+    is_finished = processes.share(folder is not None and folder.is_finished)
     view = View(quiet=asked.quiet)
+    ladder = training = None
     try:
-        if folder.is_finished:
-            ladder = load_ladder(folder.path)
-        else:
-            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images)
-            training = Run(recipe, folder, options, view)
+        if not is_finished:
+            memory = None if asked.max_memory is None else size(asked.max_memory)
+            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory)
+            training = Run(recipe, folder, options, view if processes.writes else lambda event: None)
             if asked.resume is None:
                 training.check()
                 seconds = training.estimate()
                 if asked.dry_run:
-                    folder.discard()
-                    _print_plan(training, seconds, asked.json_output)
+                    if folder is not None:
+                        folder.discard()
+                        _print_plan(training, seconds, asked.json_output)
                     return
             ladder = training.train()
+        if folder is None:
+            return
+        ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
             draw(ladder, folder.path)
+        _draw_story(folder, training)
     finally:
         view.close()
     print_ladder(ladder, asked.json_output)
     view.say(f"the ladder is in {folder.path}")
+
+
+def _draw_story(folder: RunFolder, training: Run | None) -> None:
+    """coordinator.png and .svg: what C-NET learned; with the extreme images themselves where the data is at hand."""
+    from mcd_cli.story import STORY, draw_story
+
+    metrics = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    pixels = None if training is None else lambda i: training.dataset.images[i].numpy()
+    for name in (f"{STORY}.png", f"{STORY}.svg"):
+        if not (folder / name).exists():
+            draw_story(metrics, folder / name, pixels)
 
 
 def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
@@ -150,7 +186,7 @@ def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
     console.print(drawn)
 
 
-def _check(asked: Asked) -> None:
+def check(asked: Asked) -> None:
     if asked.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
     if asked.resume is not None:
@@ -161,11 +197,11 @@ def _check(asked: Asked) -> None:
         if any(value is not None for value in given) or asked.settings or changed:
             raise UserError(
                 "--resume goes on with the recipe in its folder; "
-                "only --device, --threads and --checkpoint-every may change"
+                "only --device, --threads, --max-memory and --checkpoint-every may change"
             )
 
 
-def _with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
+def with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
     if "checkpoint.every" not in asked.overrides:
         return recipe
     section = CheckpointSection(every=asked.overrides["checkpoint.every"])

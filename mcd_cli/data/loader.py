@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mcd_cli.data.augment import Augmentation, draws_of_epoch
 from mcd_cli.data.dataset import Dataset
+from mcd_cli.data.pixels import InMemory, Pixels, Streamed
 from mcd_cli.errors import UserError
+from mcd_cli.processes import ALONE, Processes
 from mcd_cli.seeds import generator
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n]."""
+    """ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n].
+
+    All of this process's shard; size: images of the batch over all processes.
+    """
 
     ids: Tensor
     images: Tensor
     labels: Tensor
+    size: int
 
 
 def plain(images: Tensor) -> Tensor:
@@ -29,7 +36,10 @@ def plain(images: Tensor) -> Tensor:
 
 
 class Loader:
-    """The images of one data set on the training device, as batches of train, of V, or of any split."""
+    """The images of one data set as batches of train, of V, or of any split: this process's shards of them.
+
+    memory: bytes that the images may take on the device; larger data sets are streamed from disk (None: no limit).
+    """
 
     def __init__(
         self,
@@ -40,6 +50,8 @@ class Loader:
         augmentation: Augmentation,
         augment_seed: int,
         device: torch.device,
+        processes: Processes = ALONE,
+        memory: int | None = None,
     ) -> None:
         if batch_size > len(dataset.train):
             raise UserError(
@@ -52,18 +64,37 @@ class Loader:
         self.augmentation = augmentation
         self.augment_seed = augment_seed
         self.device = device
-        self.images = dataset.images.to(device)
+        self.processes = processes
+        self.streams = memory is not None and dataset.images.nbytes > memory
+        self.pixels: Pixels = (Streamed if self.streams else InMemory)(dataset.images, device)
         self.labels = dataset.labels.to(device)
         self.num_steps = len(dataset.train) // batch_size  # the last short batch is dropped
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch from position `start` on."""
+    def training_on(self, train: Tensor) -> Loader:
+        """The same images, V and test, with another training split (sample ids, sorted)."""
+        other = copy.copy(self)
+        other.dataset = replace(self.dataset, train=train)
+        other.num_steps = len(train) // self.batch_size
+        return other
+
+    def epoch(self, epoch: int, start: int = 0, views: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch from `start` on; views: how many an image has (0: a new one per epoch)."""
         train = self.dataset.train
         order = train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))]
-        draws = draws_of_epoch(len(self.dataset.images), self.augment_seed, epoch)
-        for step in range(start, self.num_steps):
-            ids = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self._batch(ids, self.augmentation(self.images[ids], draws[ids]))
+        draws = self._draws(epoch % views if views else epoch)
+        batches = [
+            self.processes.own(order[step * self.batch_size : (step + 1) * self.batch_size])
+            for step in range(start, self.num_steps)
+        ]
+        for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
+            yield self._batch(ids, self.augmentation(pixels, draws[ids]), self.batch_size)
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """Every training image once as that view shows it, in order, in every process."""
+        draws = self._draws(view)
+        batches = self.dataset.train.split(self.batch_size)
+        for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
+            yield self._batch(ids, self.augmentation(pixels, draws[ids]), len(ids))
 
     def validation_batch(self, update: int) -> Batch:
         """The mini-batch of V for the update of that number: min(batch, |V|) images without replacement."""
@@ -71,14 +102,18 @@ class Loader:
         size = min(self.batch_size, len(val))
         lap, position = divmod(update, len(val) // size)
         order = val[torch.randperm(len(val), generator=generator("validation", self.seed, lap))]
-        ids = order[position * size : (position + 1) * size]
-        return self._batch(ids, plain(self.images[ids]))
+        ids = self.processes.own(order[position * size : (position + 1) * size])
+        return self._batch(ids, plain(self.pixels.take(ids)), size)
 
     def in_order(self, split: Tensor) -> Iterator[Batch]:
-        """Every image of the split once, un-augmented, in the split's order; the last batch may be short."""
-        for ids in split.split(max(self.batch_size, 256)):
-            yield self._batch(ids, plain(self.images[ids]))
+        """Every image of this process's part of the split once, un-augmented, in order; the last batch may be short."""
+        batches = self.processes.own(split).split(max(self.batch_size, 256))
+        for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
+            yield self._batch(ids, plain(pixels), len(ids))
 
-    def _batch(self, ids: Tensor, images: Tensor) -> Batch:
+    def _draws(self, view: int) -> Tensor:
+        return draws_of_epoch(len(self.dataset.images), self.augment_seed, view)
+
+    def _batch(self, ids: Tensor, images: Tensor, size: int) -> Batch:
         ids = ids.to(self.device)
-        return Batch(ids, images, self.labels[ids])
+        return Batch(ids, images, self.labels[ids], size)

@@ -10,11 +10,14 @@ from mcd_cli.engine.trainer import Trainer
 
 
 def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
-    """Seconds: ordinary steps, meta steps at their rate, and an evaluation of V per epoch.
+    """Seconds: the method's pass before training, ordinary steps, meta steps at their rate, an evaluation per epoch.
 
     The trainer is spent: its students have moved.
     """
     batch = next(iter(trainer.loader.epoch(0)))
+    start = time.perf_counter()
+    trainer.prepare(trainer.processes.gather(batch.ids, batch.size).cpu())
+    preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / batch.size
     _timed_step(trainer, batch, number=0)  # the first step pays for compilation and memory
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
     section = trainer.plan.coordinator
@@ -24,7 +27,7 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     start = time.perf_counter()
     predictions(trainer.students, trainer.loader, few)
     evaluation = (time.perf_counter() - start) * len(trainer.loader.dataset.val) / len(few)
-    return epochs * (per_step * trainer.loader.num_steps + evaluation)
+    return preparation + epochs * (per_step * trainer.loader.num_steps + evaluation)
 
 
 def _timed_step(trainer: Trainer, batch: Batch, number: int) -> float:

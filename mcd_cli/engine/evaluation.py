@@ -15,9 +15,10 @@ def each_logits(model: nn.Module, loader: Loader, split: Tensor, keep: Callable[
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        kept = [keep(model(batch.images)).cpu() for batch in loader.in_order(split)]
+        kept = [keep(model(batch.images)) for batch in loader.in_order(split)]
+        everyones = loader.processes.gather(torch.cat(kept), len(split))
     model.train(was_training)
-    return torch.cat(kept)
+    return everyones.cpu()
 
 
 def predictions(model: nn.Module, loader: Loader, split: Tensor) -> Tensor:

@@ -39,9 +39,17 @@ def splits(dataset: Dataset) -> dict[str, Tensor]:
 
 
 def write_ladder(
-    recipe: Recipe, folder: RunFolder, loader: Loader, of_run: Teacher, results: Results, hardware: Hardware
-) -> Ladder:
-    """Read the test set (once), write students/, predictions and ladder.json."""
+    recipe: Recipe,
+    folder: RunFolder | None,
+    loader: Loader,
+    of_run: Teacher,
+    results: Results,
+    hardware: Hardware,
+) -> Ladder | None:
+    """Read the test set (once, all processes together); write students/, predictions and ladder.json.
+
+    Without a folder nothing is written, and None returned: another process writes.
+    """
     dataset = loader.dataset
     predicted: dict[str, Tensor] = {
         part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"
@@ -58,13 +66,28 @@ def write_ladder(
         return freeze(network, dataset.mean, dataset.std).to(loader.device)
 
     distilled, warm = results.distilled(), results.warm_started()
+    accuracies = {}
+    for name in recipe.students:
+        chosen = student(name, distilled.best[name])
+        accuracies[name] = Accuracy(
+            ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
+            last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
+            val=accuracy("val", chosen, f"best/{name}"),
+            test=accuracy("test", chosen, f"best/{name}"),
+            gain_p=gain_p(predicted, name) if name in warm else None,
+        )
+    of_teacher = TeacherAccuracy(
+        val=accuracy("val", of_run.network, TEACHER), test=accuracy("test", of_run.network, TEACHER)
+    )
+    if folder is None:
+        return None
+
     (folder / STUDENTS).mkdir(exist_ok=True)
     entries = []
     for name, arch in recipe.students.items():
         path = folder / STUDENTS / f"{name}.safetensors"
         save_model(path, distilled.best[name], about(arch, dataset))
         cost = profile(build(arch, dataset.num_classes), dataset.input_shape)
-        chosen = student(name, distilled.best[name])
         entries.append(
             StudentEntry(
                 name=name,
@@ -74,18 +97,9 @@ def write_ladder(
                 params=cost.params,
                 macs=cost.macs,
                 bytes=path.stat().st_size,
-                accuracy=Accuracy(
-                    ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
-                    last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
-                    val=accuracy("val", chosen, f"best/{name}"),
-                    test=accuracy("test", chosen, f"best/{name}"),
-                    gain_p=gain_p(predicted, name) if name in warm else None,
-                ),
+                accuracy=accuracies[name],
             )
         )
-    of_teacher = TeacherAccuracy(
-        val=accuracy("val", of_run.network, TEACHER), test=accuracy("test", of_run.network, TEACHER)
-    )
     write_whole(folder / PREDICTIONS, serialise(predicted, {}))
     ladder = Ladder(
         version=mcd_cli.__version__,

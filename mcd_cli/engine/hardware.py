@@ -3,46 +3,55 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
+from mcd_cli.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device and the precision of ordinary steps (a meta step is always float32)."""
+    """The device, the precision of ordinary steps (a meta step is always float32), and the processes of the run."""
 
     device: torch.device
     precision: str
+    processes: Processes = ALONE
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
         wanted = enabled and self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
     def describe(self) -> dict[str, object]:
-        """What the manifest records: device, its model, precision, threads, torch's version."""
+        """What the manifest records: device, its model, precision, processes, threads of each, torch's version."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor()
         return {
             "type": self.device.type,
             "name": name,
             "precision": self.precision,
+            "processes": self.processes.world,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
 
 
+def joined(device: str) -> Processes:
+    """The processes of the run that this one is part of, before anything else is known of it."""
+    return Processes.join(_resolved(device))
+
+
 def prepare(device: str, precision: str, threads: int | None, deterministic: bool) -> Hardware:
-    """Resolve `auto`, set threads and determinism for the process. Raises UserError for a device that is not here."""
+    """Resolve `auto`, set threads and determinism for the process, and join the others of the run.
+
+    Raises UserError for a device or a precision that is not here.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+    device = _resolved(device)
     if precision == "auto":
         precision = "bf16" if _native_bf16(device) else "fp32"
     elif precision == "bf16" and not _native_bf16(device):
@@ -54,10 +63,37 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    return Hardware(torch.device(device), precision)
+    processes = Processes.join(device)
+    place = (
+        torch.device(device, processes.local_rank) if device == "cuda" and processes.world > 1 else torch.device(device)
+    )
+    return Hardware(place, precision, processes)
 
 
 def _native_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _resolved(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+    return device
+
+
+def available_memory(hardware: Hardware) -> int:
+    """Bytes that are free on the device for this process: of the GPU, or of the machine, shared by its processes."""
+    if hardware.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(hardware.device)[0])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        free = min(free, max(0, limit))
+    return free // hardware.processes.local_world

@@ -23,11 +23,14 @@ class Meters:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, z: Tensor, y: Tensor, losses: Tensor, w: Tensor, p: Tensor | None) -> None:
-        """z: logits [n, k, C]; y: labels [n]; losses and w: [n, k, c]; p: C-NET's outputs [n, k, c], if any."""
+    def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
+        """right: 1 for a right answer, [n, k]; losses and w: [n, k, c]; p: C-NET's outputs [n, k, c], if any.
+
+        All of the whole batch, so that every process holds the same sums.
+        """
         self.sums["losses"] += losses.mean(dim=0)
         self.sums["weights"] += w.mean(dim=0)
-        self.sums["correct"] += (z.argmax(dim=-1) == y[:, None]).double().mean(dim=0)[:, None]
+        self.sums["correct"] += right.mean(dim=0)[:, None]
         if p is not None:
             self.sums["spread"] += w.std(dim=0, correction=0)
             self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).double().mean(dim=0)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcd_cli.batch_norm import OverProcesses
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
-from mcd_cli.engine.checkpoint import Checkpoints
+from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
-from mcd_cli.engine.hardware import Hardware, prepare
-from mcd_cli.engine.interrupt import stop_on_signal
+from mcd_cli.engine.hardware import Hardware, available_memory, prepare
+from mcd_cli.engine.interrupt import Stop, stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
 from mcd_cli.engine.results import WARM_START, Result, Results
+from mcd_cli.engine.resume import changes, refuse_changes
 from mcd_cli.engine.saver import Saver
+from mcd_cli.engine.teacher import Teacher
 from mcd_cli.engine.trainer import Plan, Trainer
+from mcd_cli.engine.views import NoViews, Views
 from mcd_cli.errors import UserError
 from mcd_cli.ladder import Ladder
 from mcd_cli.methods import METHODS
@@ -31,9 +35,10 @@ from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.models.torchvision_zoo import load_pretrained
-from mcd_cli.quantities import Interval, interval
+from mcd_cli.processes import check_shards
+from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
-from mcd_cli.run_folder import CHECKPOINT, RunFolder
+from mcd_cli.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,24 @@ class Options:
     threads: int | None = None
     force: bool = False
     skip_bad_images: bool = False
+    max_memory: int | None = None  # bytes of images held in memory; None: half of what is free
 
 
 class Run:
     """A recipe at work: the data, the plan of stages, and what is finished of it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, options: Options, emit: Listener) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: Options, emit: Listener) -> None:
+        """folder: None in a process that does not write. Reads the last state in it, where there is one."""
         self.recipe = recipe
         self.folder = folder
         self.emit = emit
         self.force = options.force
         self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
+        self.processes = self.hardware.processes
+        check_shards(recipe.batch_size, self.processes)
+        every = recipe.checkpoint.every
+        self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
+        self.state = self.saver.load(emit)
         self.dataset = load_dataset(
             recipe.dataset,
             data_root=recipe.data_root,
@@ -71,20 +83,36 @@ class Run:
             augmentation=PRESETS[recipe.augment.preset],
             augment_seed=recipe.augment_seed,
             device=self.hardware.device,
+            processes=self.processes,
+            memory=available_memory(self.hardware) // 2 if options.max_memory is None else options.max_memory,
         )
-        self.teacher = teachers.find_teacher(recipe, self.dataset, self.hardware)
+        if self.loader.streams:
+            emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))
+        self.teacher = self._find_teacher()
         self.plans = self._plans()
         self.results = Results()
         self.live: Trainer  # of the stage at work
 
+    def _find_teacher(self) -> Teacher | None:
+        """A file, or the cache's; a run that goes on keeps to the one it began with, or that it trains itself."""
+        sha256 = None
+        if self.state is not None:
+            with state_of_another():
+                sha256 = self.state.position["identity"]["teacher"]
+            if sha256 is None:
+                return None
+        return teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
+
     def check(self) -> None:
         """Before anything is trained: every network takes the images, and the teacher is no guesser."""
-        image = plain(self.loader.images[self.dataset.train[:2]])
+        image = plain(self.loader.pixels.take(self.dataset.train[:2]))
         for name, arch in self.recipe.students.items():
             self._try(f"student {name} ({arch})", build(arch, self.dataset.num_classes), image)
         if self.teacher is not None:
             self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
             check_teacher(self.teacher, self.loader, self.force, self.emit)
+        if self.recipe.train_on_val:
+            self.emit(Warned("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images"))
 
     def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
         try:
@@ -97,50 +125,77 @@ class Run:
         if shape != (len(image), self.dataset.num_classes):
             raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
+    def seconds_by_stage(self) -> dict[str, float]:
+        """The estimate of every stage, by its name."""
+        return {p.name: seconds_of_stage(p.epochs, self._trainer(p, rehearsal=True)) for p in self.plans}
+
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
-        total = 0.0
-        for plan in self.plans:
-            total += seconds_of_stage(plan.epochs, self._trainer(plan, rehearsal=True))
+        total = sum(self.seconds_by_stage().values())
         names = ", ".join(f"{plan.name} {plan.epochs} epochs" for plan in self.plans)
-        self.emit(Said(f"{names}: about {_clock(total)} on this {self.hardware.device.type}"))
+        self.emit(Said(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
         return total
 
-    def train(self) -> Ladder:
-        """All stages, from the last checkpoint where there is one, to the ladder's manifest."""
-        checkpoints = Checkpoints(self.folder / CHECKPOINT)
-        state = checkpoints.load(lambda line: self.emit(Warned(line)))
+    def train(self, given: Mapping[str, Result] | None = None) -> Ladder | None:
+        """All stages, from the last state where there is one, to the ladder's manifest (None where another writes).
+
+        given: finished stages of other runs, by name, that this one takes over instead of training them again.
+        """
+        self._train(given or {})
+        assert self.teacher is not None
+        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+
+    def start(self, until: str) -> Results:
+        """Only the stages up to TEACHER or WARM_START: what other runs can take over."""
+        self._train({}, (TEACHER, WARM_START)[: (TEACHER, WARM_START).index(until) + 1])
+        return self.results
+
+    def _train(self, given: Mapping[str, Result], wanted: Sequence[str] | None = None) -> None:
+        saver, state = self.saver, self.state
+        saver.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
         if state is not None:
-            self._refuse_other_inputs(state.position)
+            with state_of_another():
+                refuse_changes(state.position["identity"], saver.about["identity"])
+            if changed := changes(state.position["hardware"], saver.about["hardware"]):
+                self.emit(Warned(f"{changed}: from here on not the same bits as a run that was never stopped"))
         with stop_on_signal() as stop:
-            about = {"identity": self.identity(), "hardware": self.hardware.describe()}
-            every = self.recipe.checkpoint.every
-            saver = Saver(self.folder, checkpoints, Interval() if every is None else interval(every), stop, about)
-            if state is not None:
-                saver.kept = list(state.position["kept"])
-                self.folder.cut_metrics(state.position["metrics"])
-            for plan, file in zip(self.plans, saver.kept, strict=False):
-                self._finish(plan, Result.of(checkpoints.kept(file)))
-            for plan in self.plans[len(saver.kept) :]:
+            plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
+            for plan, file in zip(plans, saver.kept, strict=False):
+                with state_of_another():
+                    result = saver.result(file)
+                    self._check_weights(plan, result)
+                    self._finish(plan, result)
+            for plan in plans[len(saver.kept) :]:
+                if plan.name in given and not (state is not None and state.tensors):
+                    self._finish(plan, given[plan.name])
+                    saver.keep(plan.name, given[plan.name])
+                    continue
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
-                    trainer.restore(state.tensors, state.position["trainer"])
+                    with state_of_another():
+                        trainer.restore(state.tensors, checked_position(state.position["trainer"]))
                 else:
                     trainer.prepare()
-                state = None  # it was the state of this stage alone
-                self._fit(trainer, saver)
+                state = self.state = None  # it was the state of this stage alone
+                self._fit(trainer, stop)
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
-        assert self.teacher is not None
-        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+
+    def _check_weights(self, plan: Plan, result: Result) -> None:
+        """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
+        for name in plan.stage.students:
+            arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
+            network = build(arch, self.dataset.num_classes)
+            for weights in (result.best[name], result.last[name]):
+                network.load_state_dict(weights)
 
     def _finish(self, plan: Plan, result: Result) -> None:
         self.results[plan.name] = result
         if plan.name == TEACHER:
             self._adopt_teacher()
 
-    def _fit(self, trainer: Trainer, saver: Saver) -> None:
+    def _fit(self, trainer: Trainer, stop: Stop) -> None:
         plan = trainer.plan
         students = trainer.students.names
         self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.number))
@@ -148,15 +203,15 @@ class Run:
         for steps in trainer.epochs():
             for _ in steps:
                 self.emit(Stepped(plan.name, trainer.number))
-                saver.after_step(trainer)
+                self.saver.after_step(trainer, stop)
             record = trainer.end_epoch()
-            self.folder.log(record)
+            self.saver.log(record)
             self.emit(EpochEnded(record))
             for warning in degenerate(record):
                 if warning not in warned:
                     self.emit(Warned(warning))
                     warned.add(warning)
-            saver.save(trainer)
+            self.saver.save(trainer)
         num_val = len(self.dataset.val)
         accuracy = {name: trainer.best[name] / num_val for name in students}
         self.emit(StageEnded(plan.name, accuracy))
@@ -164,6 +219,8 @@ class Run:
     def _plans(self) -> list[Plan]:
         recipe = self.recipe
         method = METHODS.load(recipe.method)(recipe.distill)
+        if recipe.train_on_val and method.learned:
+            raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
         ce = CE(recipe.distill)
         plans = []
         if self.teacher is None:
@@ -175,7 +232,8 @@ class Run:
         stages = method.stages(self._by_size())
         for stage in stages:
             name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
-            plans.append(self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer)))
+            plan = self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
+            plans.append(replace(plan, on_val=recipe.train_on_val))
         return plans
 
     def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
@@ -212,6 +270,7 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
+            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else None,
         )
         if is_teacher and self.recipe.teacher.pretrained and not rehearsal:
             arch = archs[TEACHER].removeprefix(TORCHVISION)
@@ -221,7 +280,18 @@ class Run:
             if name in self.results.warm_started():
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
-        return Trainer(plan, students, frozen, self.loader, self.hardware)
+        loader = self.loader
+        if plan.on_val:
+            loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
+        return Trainer(plan, students, frozen, loader, self.hardware, self._views(plan, loader, rehearsal))
+
+    def _views(self, plan: Plan, loader: Loader, rehearsal: bool) -> Views | None:
+        """The teacher's stored logits, where the recipe wants them: in the method's own stages."""
+        num_views = self.recipe.teacher.views
+        if not num_views or plan.name in (TEACHER, WARM_START) or self.teacher is None:
+            return None
+        kind = NoViews if rehearsal else Views
+        return kind(self.teacher, loader, self.hardware, num_views, self.emit)
 
     def finished(self, name: str, rehearsal: bool = False) -> nn.Module:
         """The teacher, or a student whose stage is done, as a frozen network."""
@@ -243,27 +313,13 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
+        trained_here = self.plans[0].name == TEACHER
         return {
-            "recipe": self.recipe.sha256(),
+            "recipe": self.recipe.content(),
             "data set": self.dataset.fingerprint,
             "stages": [plan.name for plan in self.plans],
-            "teacher": self.teacher.sha256 if self.teacher is not None and TEACHER not in self.results else None,
+            "teacher": None if trained_here or self.teacher is None else self.teacher.sha256,
         }
-
-    def _refuse_other_inputs(self, position: Mapping[str, Any]) -> None:
-        saved, now = position["identity"], self.identity()
-        if saved["stages"][:1] == [TEACHER] and now["stages"][:1] != [TEACHER]:
-            # the teacher that this run trained is in the cache by now: keep the plan that trained it
-            self.teacher = None
-            self.plans = self._plans()
-            now = self.identity()
-        for key, value in saved.items():
-            if now[key] != value:
-                raise UserError(
-                    f"--resume: the {key} is not the one this run began with ({value} then, {now[key]} now)"
-                )
-        if position["hardware"] != self.hardware.describe():
-            self.emit(Warned("device, threads or versions differ from the run's start: bit-identity is gone"))
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
@@ -287,10 +343,3 @@ def _sgd(section: Any) -> dict[str, Any]:
         "weight_decay": section.weight_decay,
         "nesterov": getattr(section, "nesterov", False),
     }
-
-
-def _clock(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""When a run is saved, and what of it."""
+"""What of a run goes to its folder while it trains, and when; and what a run goes on from."""
 
 from __future__ import annotations
 
@@ -6,35 +6,61 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mcd_cli.engine.checkpoint import Checkpoints
+from mcd_cli.engine.checkpoint import Checkpoints, State, state_of_another
+from mcd_cli.engine.events import Listener, Warned
 from mcd_cli.engine.interrupt import Stop
 from mcd_cli.engine.results import Result
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted
+from mcd_cli.processes import Processes
 from mcd_cli.quantities import Interval
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.run_folder import CHECKPOINT, RunFolder
 
 
 class Saver:
     """Saves a run after an interval, at the end of an epoch and of a stage, and when a signal asks it to end.
 
-    `about` is what every state of this run holds: what a resumed run must find unchanged, and the hardware.
+    folder: None in a process that does not write. `about` is what every state of this run holds: what a resumed
+    run must find unchanged, and the hardware.
     """
 
-    def __init__(self, folder: RunFolder, checkpoints: Checkpoints, every: Interval, stop: Stop, about: Any) -> None:
+    def __init__(self, folder: RunFolder | None, processes: Processes, every: Interval) -> None:
         self.folder = folder
-        self.checkpoints = checkpoints
+        self.processes = processes
         self.every = every
-        self.stop = stop
-        self.about: Mapping[str, Any] = about
+        self.about: Mapping[str, Any] = {}
         self.kept: list[str] = []
         self.saved_at = time.monotonic()
 
-    def after_step(self, trainer: Trainer) -> None:
-        """Save when it is time; when a signal came, save and end."""
-        if self.stop:
+    def load(self, emit: Listener) -> State | None:
+        """The newest whole state, in every process; metrics written after it are forgotten."""
+        state = None
+        if self.folder is not None:
+            state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(Warned(line)))
+            with state_of_another():
+                self.folder.cut_metrics(0 if state is None else state.position["metrics"])
+        state = self.processes.share(state)
+        if state is not None:
+            with state_of_another():
+                self.kept = [str(file) for file in state.position["kept"]]
+        return state
+
+    def result(self, file: str) -> Result:
+        """A finished stage of this run, in every process."""
+        tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).kept(file)
+        return Result.of(self.processes.share(tensors))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        if self.folder is not None:
+            self.folder.log(record)
+
+    def after_step(self, trainer: Trainer, stop: Stop) -> None:
+        """Save when it is time; when a signal came to any process, save and end."""
+        if self.processes.agree(bool(stop)):
             self.save(trainer)
-            raise Interrupted(f"interrupted; go on with: {self.folder.resume_command}")
+            self.processes.agree(True)  # nobody leaves before the state stands
+            command = "" if self.folder is None else f"; go on with: {self.folder.resume_command}"
+            raise Interrupted(f"interrupted{command}")
         steps, seconds = self.every.steps, self.every.seconds
         by_steps = steps is not None and trainer.number % steps == 0
         if by_steps or (seconds is not None and time.monotonic() - self.saved_at >= seconds):
@@ -42,17 +68,22 @@ class Saver:
 
     def save(self, trainer: Trainer | None) -> None:
         """The state of the stage at work; None: between two stages."""
+        if self.folder is None:
+            return
         position = {
             **self.about,
             "stage": len(self.kept),
             "kept": self.kept,
-            "metrics": self.folder.metrics_size(),
+            "metrics": self.folder.sync_metrics(),
             "trainer": trainer.position() if trainer else {},
         }
-        self.checkpoints.save(trainer.tensors() if trainer else {}, position)
+        Checkpoints(self.folder / CHECKPOINT).save(trainer.tensors() if trainer else {}, position)
         self.saved_at = time.monotonic()
 
     def keep(self, name: str, result: Result) -> None:
         """A finished stage: its results stand on their own, and the next state begins the stage after it."""
-        self.kept.append(self.checkpoints.keep(name.replace("/", "."), result.tensors()))
+        if self.folder is None:
+            return
+        file = Checkpoints(self.folder / CHECKPOINT).keep(name.replace("/", "."), result.tensors())
+        self.kept.append(file)
         self.save(None)

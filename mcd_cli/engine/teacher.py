@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 from mcd_cli.data.cache import cache_folder
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.hardware import Hardware
-from mcd_cli.files import sha256_of
+from mcd_cli.files import as_path, sha256_of
 from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import RGB, freeze
 from mcd_cli.models.teacher_file import load_teacher, save_model
@@ -32,7 +33,7 @@ class Teacher:
     std: RGB
     path: Path
     sha256: str
-    was_given: bool  # by the user as a file: it may have seen V
+    was_given: bool  # as a file that was not trained on this train split: it may have seen V
 
 
 def read_teacher(
@@ -43,16 +44,23 @@ def read_teacher(
     stated = (found.metadata.get("mean"), found.metadata.get("std"))
     mean, std = parse_norm(norm) or (stated if all(stated) else (dataset.mean, dataset.std))
     network = freeze(found.model, tuple(mean or ()), tuple(std or ())).to(device)
+    was_given = was_given and found.metadata.get("trained_on") != trained_on(dataset)
     return Teacher(network, found.arch, tuple(mean or ()), tuple(std or ()), path, found.sha256, was_given)
 
 
-def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Teacher | None:
-    """The recipe's teacher if it is a file or was trained before; None where the run has to train it."""
+def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: str | None = None) -> Teacher | None:
+    """The recipe's teacher if it is a file or was trained before; None where the run has to train it.
+
+    sha256: of the trained one that a run began with, wherever it was trained.
+    """
     section = recipe.teacher
     if section.file is not None:
-        path = Path(section.file).expanduser()
+        path = as_path(section.file)
         return read_teacher(path, section.arch, section.norm, dataset, hardware.device, was_given=True)
     path = trained_path(recipe, dataset, hardware)
+    if sha256 is not None:
+        others = sorted(path.parent.glob(f"{glob.escape(str(section.arch))}-*.safetensors"))
+        path = next((p for p in (path, *others) if p.is_file() and sha256_of(p) == sha256), path)
     if not path.is_file():
         return None
     return read_teacher(path, section.arch, "auto", dataset, hardware.device, was_given=False)
@@ -61,7 +69,7 @@ def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Teache
 def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
     """Where the cache keeps the teacher that this recipe trains: a function of all that decides its weights."""
     content = {
-        "teacher": recipe.teacher.model_dump(exclude={"file", "norm"}),
+        "teacher": recipe.teacher.model_dump(exclude={"file", "norm", "views"}),
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
         "split_seed": recipe.split_seed,
@@ -78,8 +86,13 @@ def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
 
 def keep_trained(path: Path, weights: Mapping[str, Tensor], arch: str, dataset: Dataset) -> str:
     """Save a trained teacher in the cache; returns the file's sha256."""
-    save_model(path, weights, about(arch, dataset))
+    save_model(path, weights, {**about(arch, dataset), "trained_on": trained_on(dataset)})
     return sha256_of(path)
+
+
+def trained_on(dataset: Dataset) -> dict[str, object]:
+    """The train split, as the teacher's file names it: one that this engine trained there has not seen V."""
+    return {"fingerprint": dataset.fingerprint, "split_seed": dataset.split_seed}
 
 
 def about(arch: str, dataset: Dataset) -> dict[str, object]:

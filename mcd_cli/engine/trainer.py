@@ -17,9 +17,11 @@ from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
 from mcd_cli.engine.results import Weights
+from mcd_cli.engine.views import Views
+from mcd_cli.engine.weighed import Weighed
 from mcd_cli.errors import RunFailed
 from mcd_cli.losses import instance_losses
-from mcd_cli.methods.base import Method, Stage, Step, Survey
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
 from mcd_cli.recipe import CoordinatorSection
@@ -39,6 +41,7 @@ class Plan:
     tau: float
     coordinator: CoordinatorSection
     seed: int
+    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
 
 
 class Trainer:
@@ -51,10 +54,15 @@ class Trainer:
         teachers: Mapping[str, nn.Module],
         loader: Loader,
         hardware: Hardware,
+        views: Views | None = None,
     ) -> None:
+        """views: the teacher's stored logits; None: it runs in every step."""
         self.plan = plan
         self.loader = loader
         self.hardware = hardware
+        self.processes = hardware.processes
+        self.views = views
+        self.view: tuple[int, Tensor] | None = None  # of that epoch
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
         self.students = students.to(hardware.device).train()
         self.optimizer = torch.optim.SGD(
@@ -64,9 +72,12 @@ class Trainer:
         )
         self.symbols = plan.method.symbols(plan.stage)
         self.coordinator: Coordinator | None = None
+        self.weighed: Weighed | None = None
         if plan.method.learned:
             self.coordinator = self._new_coordinator()
             self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator)
+            num_images = len(loader.dataset.labels)
+            self.weighed = Weighed(num_images, len(students.names), len(self.symbols), hardware.device)
         self.meters = Meters(len(students.names), len(self.symbols), hardware.device)
         self.number = 0
         self.updates = 0
@@ -79,9 +90,9 @@ class Trainer:
     def num_steps(self) -> int:
         return self.plan.epochs * self.loader.num_steps
 
-    def prepare(self) -> None:
-        """The method's pass before the first step."""
-        train = self.loader.dataset.train
+    def prepare(self, few: Tensor | None = None) -> None:
+        """The method's pass before the first step; `few`: over these images alone, to see what it costs."""
+        train = self.loader.dataset.train if few is None else few
         survey = Survey(
             ids=train,
             labels=self.loader.dataset.labels[train],
@@ -97,7 +108,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[None]:
         start = self.number - self.epochs_done * self.loader.num_steps
-        for batch in self.loader.epoch(self.epochs_done, start=start):
+        for batch in self.loader.epoch(self.epochs_done, start, self.views.num_views if self.views else 0):
             self.step(batch)
             yield
 
@@ -112,7 +123,7 @@ class Trainer:
 
         self._seed_dropout()
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(in_pieces(teacher, x)) for name, teacher in self.teachers.items()}
+            z_teachers = {name: at_least_float32(self._seen_by(name, batch)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
         self._refuse_non_finite(z, "logits")
@@ -126,36 +137,44 @@ class Trainer:
         losses = losses_of(z)  # [n, k, c]
         self._refuse_non_finite(losses, "loss")
         with torch.no_grad():
-            p = None if self.coordinator is None else self._coordinator_outputs(x, not learns)
+            p = None if self.coordinator is None else self._coordinator_outputs(batch, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
             w = w.expand_as(losses)
-        loss = (w * losses).sum(dim=(1, 2)).mean()  # Σ_j of Eq. 3, Eq. 5
+        loss = (w * losses).sum() / batch.size  # Σ_j of Eq. 3, Eq. 5; its shard of the mean over images
 
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.add_up(_gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
-        self.meters.add(step.logits, y, losses.detach(), w, p)
+        right = (step.logits.argmax(dim=-1) == y[:, None]).double()
+        seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
+        self.meters.add(*seen, p=p)
+        if self.weighed is not None:
+            self.weighed.add(self.processes.gather(batch.ids, batch.size), seen[-1])
         if learns:
             self.optimizer.zero_grad()
             del z, losses, loss
-            self._update_coordinator(x, theta, losses_of, c)
+            self._update_coordinator(batch, theta, losses_of, c)
         self.number += 1
 
     def _update_coordinator(
-        self, x: Tensor, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
+        self, batch: Batch, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
     ) -> None:
         """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
         assert self.coordinator is not None
         literal = self.plan.coordinator.optimizer == "adam"
         validation = self.loader.validation_batch(self.updates)
-        v = meta.validation_gradient(self.students, validation.images, validation.labels)
+        v = meta.validation_gradient(self.students, validation.images, validation.labels, validation.size)
+        self.processes.add_up(list(v.values()))
         self._seed_dropout()  # the same masks as in the real step
-        directional = meta.directional_losses(self.students, theta, v, x, losses)
-        gradient = meta.weight_gradient(directional, c if literal else 1.0)
+        directional = meta.directional_losses(self.students, theta, v, batch.images, losses)
+        gradient = meta.weight_gradient(directional, c if literal else 1.0, batch.size)
         parameters = dict(self.coordinator.named_parameters())
-        w = self._weigh(meta.without_side_effects(self.coordinator, parameters, x))
+        p = meta.without_side_effects(self.coordinator, parameters, batch.images)
+        w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         w.backward(gradient)
+        self.processes.add_up(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
         self.updates += 1
 
@@ -166,11 +185,15 @@ class Trainer:
         summary = self.meters.summary(self.students.names, self.symbols, self.coordinator is not None)
         for name, right in zip(self.students.names, correct, strict=True):
             summary[name]["val_accuracy"] = right / len(val)
-            if right > self.best.get(name, -1):
+            if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
         self.meters.reset()
         self.epochs_done += 1
+        if self.weighed is not None and self.epochs_done == self.plan.epochs:
+            told = self.weighed.summary(self.students.names, self.symbols, self.loader.dataset)
+            for name, images in told.items():
+                summary[name]["images"] = images
         return {
             "stage": self.plan.name,
             "epoch": self.epochs_done,
@@ -178,6 +201,7 @@ class Trainer:
             "lr": self._learning_rate(self.number - 1),
             "coordinator_updates": self.updates,
             "students": summary,
+            **(self.plan.method.summary(self.memory) if self.epochs_done == 1 else {}),
         }
 
     def current(self, name: str) -> Weights:
@@ -196,6 +220,8 @@ class Trainer:
         if self.coordinator is not None:
             parts["coordinator"] = self.coordinator.state_dict()
             parts["coordinator_optimizer"] = optimizer_tensors(self.coordinator_optimizer)
+        if self.weighed is not None:
+            parts["weighed"] = self.weighed.tensors()
         for name, weights in self.best_weights.items():
             parts[f"best/{name}"] = weights
         return {f"{part}:{key}": value for part, content in parts.items() for key, value in content.items()}
@@ -222,6 +248,9 @@ class Trainer:
         if self.coordinator is not None:
             self.coordinator.load_state_dict(parts["coordinator"])
             restore_optimizer(self.coordinator_optimizer, parts.get("coordinator_optimizer", {}))
+        if self.weighed is not None:
+            for key, live in self.weighed.tensors().items():
+                put(live, parts["weighed"][key])
         self.best_weights = {
             part.removeprefix("best/"): weights for part, weights in parts.items() if part.startswith("best/")
         }
@@ -243,6 +272,8 @@ class Trainer:
                 normalise=section.normalise,
                 total=section.total,
                 control=section.control,
+                shared=section.shared,
+                sync=self.students.sync,
             ),
             self.plan.seed,
             "coordinator",
@@ -255,21 +286,38 @@ class Trainer:
             return False
         return (self.number if section.unit == "step" else self.epochs_done) % section.every == 0
 
-    def _coordinator_outputs(self, x: Tensor, autocast: bool) -> Tensor:
+    def _seen_by(self, name: str, batch: Batch) -> Tensor:
+        """A teacher's logits of the batch, [n, C]: computed, or read from the stored view of this epoch."""
+        if self.views is None or name != TEACHER:
+            return in_pieces(self.teachers[name], batch.images)
+        epoch = self.number // self.loader.num_steps
+        if self.view is None or self.view[0] != epoch:
+            self.view = epoch, self.views(epoch)
+        return self.view[1][batch.ids]
+
+    def _coordinator_outputs(self, batch: Batch, autocast: bool) -> Tensor:
+        """C-NET's outputs for the whole batch."""
         assert self.coordinator is not None
         with self.hardware.autocast(autocast):
-            outputs: Tensor = self.coordinator(x)
-        return outputs
+            outputs: Tensor = self.coordinator(batch.images)
+        return self.processes.gather(outputs, batch.size)
 
     def _weigh(self, p: Tensor) -> Tensor:
+        """The weights of this process's shard from the whole batch's outputs: its means, its permutation."""
         assert self.coordinator is not None
-        if self.coordinator.control != "shuffle":
-            return self.coordinator.weigh(p)
-        return self.coordinator.weigh(p, torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device))
+        permutation = None
+        if self.coordinator.control == "shuffle":
+            permutation = torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device)
+        return self.processes.own(self.coordinator.weigh(p, permutation))
+
+    def _statistics(self) -> list[Tensor]:
+        """BatchNorm's running statistics, which each process has moved by its own shard."""
+        modules = [self.students] if self.coordinator is None else [self.students, self.coordinator]
+        return [b for module in modules for name, b in module.named_buffers() if "running_" in name]
 
     def _seed_dropout(self) -> None:
         """What draws from torch's global generator (dropout, stochastic depth) is a function of the step, too."""
-        torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number))
+        torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number, self.processes.rank))
 
     def _draw(self, purpose: str) -> torch.Generator:
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
@@ -294,6 +342,10 @@ class Trainer:
             f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
             "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
         )
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
 
 
 def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Stage:
 class Survey:
     """What a method may look at before a stage's first step: the training images un-augmented, eval mode."""
 
-    ids: Tensor  # [N] sample ids of the training split
+    ids: Tensor  # [N] sample ids of the training split (or of a few images, where the pass is only timed)
     labels: Tensor  # [N]
     num_images: int  # of the whole data set: a table indexed by sample id has this length
     logits: Callable[[], Tensor]  # [N, k, C], the stage's students at their start
@@ -65,6 +66,10 @@ class Method:
 
     def prepare(self, survey: Survey) -> dict[str, Tensor]:
         """A pass before training; what it returns is saved with the run and comes back in every Step."""
+        return {}
+
+    def summary(self, memory: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What metrics.jsonl says of `prepare`, in a stage's first line: plain JSON."""
         return {}
 
     def guides(self, step: Step) -> Tensor | None:

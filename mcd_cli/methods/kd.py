@@ -8,7 +8,7 @@ from mcd_cli.methods.base import TEACHER, Method, Step
 
 
 class KD(Method):
-    """L_j = 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(z_T)."""
+    """L_j = total · 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(z_T), with total = 1 (2 and 3: control (a))."""
 
     losses: tuple[str, ...] = ("alpha", "beta")
 
@@ -16,5 +16,5 @@ class KD(Method):
         return step.teachers[TEACHER][:, None, None]
 
     def weights(self, step: Step) -> Tensor:
-        lam = self.settings.lambda_
-        return step.logits.new_tensor([1 - lam, lam])
+        lam, total = self.settings.lambda_, self.settings.total
+        return step.logits.new_tensor([total * (1 - lam), total * lam])

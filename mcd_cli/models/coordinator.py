@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,17 @@ class Scalars(nn.Module):
         return self.logits.expand(x.shape[0], -1)
 
 
+class Apart(nn.Module):
+    """Control (d): a network for each student, which begins like the one that it would have if it were alone."""
+
+    def __init__(self, network: nn.Module, num_students: int) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(copy.deepcopy(network) for _ in range(num_students))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([network(x) for network in self.networks], dim=1)
+
+
 class Coordinator(nn.Module):
     """A small classifier of the zoo whose head gives k·c outputs; w = scale · sigmoid(head(x)).
 
@@ -27,7 +41,8 @@ class Coordinator(nn.Module):
     never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
     `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
     images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
-    Input: images [n, 3, H, W] in [0, 1].
+    `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
+    `sync` as in Students. Input: images [n, 3, H, W] in [0, 1].
     """
 
     mean: Tensor
@@ -45,14 +60,18 @@ class Coordinator(nn.Module):
         normalise: str = "none",
         total: float | None = None,
         control: str = "none",
+        shared: bool = True,
+        sync: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
-        num_outputs = num_students * num_losses
-        self.network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
+        self.sync = sync or nullcontext()
+        num_outputs = num_losses * (num_students if shared else 1)
+        network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
         if arch != "scalar" and control != "frozen":
-            head = [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1]
+            head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.network = network if shared else Apart(network, num_students)
         self.shape = (num_students, num_losses)
         self.scale = scale
         self.normalise = normalise
@@ -63,11 +82,15 @@ class Coordinator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """C-NET's outputs p = sigmoid(head(x)), [n, k, c] in (0, 1)."""
-        head = self.network((x - self.mean) / self.std)
+        with self.sync:
+            head = self.network((x - self.mean) / self.std)
         return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """The loss weights w of outputs p, both [n, k, c]; control "shuffle" needs the step's permutation [n]."""
+        """The loss weights w of a whole batch's outputs p, both [n, k, c].
+
+        permutation: the step's, [n], for control "shuffle".
+        """
         w = self.scale * p
         if self.control == "mean":
             w = w.mean(dim=0, keepdim=True).expand_as(w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -43,8 +44,11 @@ class Students(nn.Module):
         std: RGB,
         seed: int,
         role: str = "student",
+        sync: AbstractContextManager[object] | None = None,
     ) -> None:
+        """sync: entered around every forward pass: BatchNorm over several processes."""
         super().__init__()
+        self.sync = sync or nullcontext()
         self.archs = dict(archs)
         self.networks = nn.ModuleDict(
             {name: initialise(partial(build, arch, num_classes), seed, role, name) for name, arch in archs.items()}
@@ -61,7 +65,10 @@ class Students(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
-        logits = [network(x.contiguous(memory_format=self.layouts[name])) for name, network in self.networks.items()]
+        with self.sync:
+            logits = [
+                network(x.contiguous(memory_format=self.layouts[name])) for name, network in self.networks.items()
+            ]
         return at_least_float32(torch.stack(logits, dim=1))
 
     def frozen(self, name: str) -> Normalized:

@@ -1,0 +1,204 @@
+"""Cells: one run per contender and seed, trained once, and what is read from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from mcd_cli.comparison.plan import Cell, differing, kd_link
+from mcd_cli.comparison.sharing import Engine, Shared, open_run
+from mcd_cli.engine.checkpoint import Checkpoints
+from mcd_cli.engine.events import EpochEnded, Event, Listener, StageStarted
+from mcd_cli.engine.results import WARM_START, Result
+from mcd_cli.engine.run import Run
+from mcd_cli.errors import UserError
+from mcd_cli.files import write_whole
+from mcd_cli.ladder import MANIFEST, Ladder, load_ladder
+from mcd_cli.methods.base import TEACHER
+from mcd_cli.recipe import Recipe, load_recipe
+from mcd_cli.run_folder import CHECKPOINT, METRICS, PREDICTIONS, RECIPE
+
+CELLS = "cells"
+SECONDS = "seconds.jsonl"
+BORROWED = "borrowed.json"
+
+Right = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished cell. last and chosen: per student, which test images are right at the last epoch, at V's choice."""
+
+    cell: Cell
+    ladder: Ladder
+    last: Mapping[str, Right]
+    chosen: Mapping[str, Right]
+    labels: npt.NDArray[np.int64]
+    total_weight: Mapping[str, float]  # mean over the training
+    updates: int  # of each C-NET; 0 where there is none
+    seconds: float | None  # of the method's own stages; None where it was not measured
+    borrowed: Mapping[str, str]  # student -> cell whose result this one took over
+
+
+class Clock:
+    """Passes events on and writes down how long each epoch took, in the run's folder: an interruption loses nothing."""
+
+    def __init__(self, emit: Listener, path: Path) -> None:
+        self.emit = emit
+        self.path = path
+        self.stage = ""
+        self.since = time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        self.emit(event)
+        if isinstance(event, StageStarted):
+            self.stage, self.since = event.stage, time.perf_counter()
+        elif isinstance(event, EpochEnded):
+            self.stop()
+
+    def stop(self) -> None:
+        """Write down the time since the last event that counts."""
+        if self.stage:
+            now = time.perf_counter()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": self.stage, "seconds": now - self.since}) + "\n")
+            self.since = now
+
+
+def owners(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
+    """(contender, seed) → the cell that is trained for it: the first that is the same by definition."""
+    first: dict[tuple[str, int], Cell] = {}
+    for cell in cells:
+        first.setdefault((cell.identity, cell.seed), cell)
+    return {(cell.contender, cell.seed): first[cell.identity, cell.seed] for cell in cells}
+
+
+def is_finished(folder: Path, cell: Cell) -> bool:
+    return (folder / CELLS / cell.name / MANIFEST).is_file()
+
+
+def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, engine: Engine) -> None:
+    """The cell's run, from where it stands to its manifest; what others have trained already is taken over."""
+    path = folder / CELLS / cell.name
+    recipe = shared.recipe(cell.recipe)
+    refuse_other_recipe(path, recipe)
+    start = shared.warm_starts(cell, [other for other in cells if other.seed == cell.seed])
+    path.parent.mkdir(exist_ok=True)
+    with open_run(path, recipe) as run_folder:
+        run = engine(recipe, run_folder)
+        given = {} if start is None else {WARM_START: start}
+        for stage, student, source in first_link(run, cell, cells, folder):
+            result = Checkpoints(folder / CELLS / source.name / CHECKPOINT)
+            kept = Result.of(result.kept(_distilled(result.folder)))
+            given[stage] = Result({student: kept.best[student]}, {student: kept.last[student]})
+            write_whole(path / BORROWED, json.dumps({student: source.name}).encode())
+        clock = Clock(run.emit, path / SECONDS)
+        run.emit = clock
+        try:
+            run.train(given)
+        except BaseException:
+            clock.stop()
+            raise
+
+
+def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Iterator[tuple[str, str, Cell]]:
+    """(stage, student, kd's cell) where a chain's first link is what kd has trained: by definition the same."""
+    wanted = kd_link(cell.recipe)
+    own = next(plan for plan in run.plans if plan.name not in (TEACHER, WARM_START))
+    if wanted is None or len(own.stage.students) != 1 or own.stage.teachers != (TEACHER,):
+        return
+    for source in cells:
+        checkpoint = folder / CELLS / source.name / CHECKPOINT
+        if source.seed == cell.seed and source.identity == wanted and is_finished(folder, source):
+            if any(checkpoint.glob("distill-*.safetensors")):
+                yield own.name, own.stage.students[0], source
+            return
+
+
+def _distilled(checkpoint: Path) -> str:
+    return sorted(checkpoint.glob("distill-*.safetensors"))[0].name
+
+
+def refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+    """A cell's folder may hold only the run that belongs there."""
+    if not (path / RECIPE).is_file():
+        return
+    there = load_recipe(str(path / RECIPE), {})
+    if there.sha256() != recipe.sha256():
+        keys = ", ".join([key for key in differing(there, recipe) if key != "teacher.file"][:3])
+        raise UserError(f"{path} was made under another recipe ({keys}); name another --out, or move it away")
+
+
+def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
+    """What the statistics need of a finished cell. Raises UserError where it is another recipe's or damaged."""
+    path = folder / CELLS / cell.name
+    refuse_other_recipe(path, recipe)
+    ladder = load_ladder(path)
+    if ladder.recipe_sha256 != recipe.sha256() or ladder.seed != recipe.seed:
+        raise UserError(f"{path} was made under another recipe than its {RECIPE}; name another --out, or move it away")
+    try:
+        predicted = load_file(path / PREDICTIONS)
+        labels = predicted["test"]
+        last = {name: predicted[f"test/last/{name}"] == labels for name in recipe.students}
+        chosen = {name: predicted[f"test/best/{name}"] == labels for name in recipe.students}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path / PREDICTIONS} cannot be read ({error}); move {path} away and run again") from None
+    borrowed = json.loads((path / BORROWED).read_text()) if (path / BORROWED).is_file() else {}
+    weights, updates = _weights(path)
+    for student, source in borrowed.items():
+        weights[student] = _weights(folder / CELLS / source)[0][student]
+    return Trained(cell, ladder, last, chosen, labels, weights, updates, _seconds(path), borrowed)
+
+
+def refuse_mixture(cells: Sequence[Trained]) -> None:
+    """All cells of a comparison saw the same splits, the same test images and the same teacher."""
+    first = cells[0]
+    for other in cells[1:]:
+        for what, here, there in (
+            ("data", first.ladder.dataset.fingerprint, other.ladder.dataset.fingerprint),
+            ("split seed", first.ladder.dataset.split_seed, other.ladder.dataset.split_seed),
+            ("test images", first.labels.tolist(), other.labels.tolist()),
+            ("teacher", _teacher(first), _teacher(other)),
+        ):
+            if here != there:
+                raise UserError(
+                    f"{first.cell.name} and {other.cell.name} were made with another {what}: they are not averaged; "
+                    "move one away and run again"
+                )
+
+
+def _teacher(cell: Trained) -> str | None:
+    return cell.ladder.teacher.sha256 if cell.ladder.teacher is not None else None
+
+
+def _weights(path: Path) -> tuple[dict[str, float], int]:
+    """Each student's total loss weight, averaged over the method's epochs, and the updates of each C-NET."""
+    totals: dict[str, list[float]] = {}
+    updates: dict[str, int] = {}
+    for record in _lines(path / METRICS):
+        if record["stage"] in (TEACHER, WARM_START):
+            continue
+        updates[record["stage"]] = record["coordinator_updates"]
+        for name, student in record["students"].items():
+            totals.setdefault(name, []).append(student["total_weight"])
+    return {name: sum(values) / len(values) for name, values in totals.items()}, min(updates.values(), default=0)
+
+
+def _seconds(path: Path) -> float | None:
+    lines = [line for line in _lines(path / SECONDS) if line["stage"] not in (TEACHER, WARM_START)]
+    return sum(float(line["seconds"]) for line in lines) if lines else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

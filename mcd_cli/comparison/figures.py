@@ -1,0 +1,153 @@
+"""The paper's Figures 1b and 2, drawn from comparison.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcd_cli.comparison.verdict import SUBJECT
+from mcd_cli.contenders import PAPERS_METHODS
+
+GAINS, COHORTS = "gains", "cohorts"
+GREY = "#777777"
+
+Document = Mapping[str, Any]
+
+
+def draw(documents: Sequence[Document], folder: Path) -> list[str]:
+    """Whatever of the two figures the comparisons hold, as png and svg; returns the png names. First: our own."""
+    drawn = []
+    bars = [gains_over_closest(document) for document in documents]
+    if any(bars):
+        draw_gains(documents, folder)
+        drawn.append(f"{GAINS}.png")
+    if cohorts(documents[0]):
+        draw_cohorts(documents[0], folder)
+        drawn.append(f"{COHORTS}.png")
+    return drawn
+
+
+def gains_over_closest(document: Document) -> dict[str, tuple[float, float, str]]:
+    """Student → mc-distil's gain over its best baseline in points, its standard deviation over seeds, the baseline."""
+    rows = {row["name"]: row["students"] for row in document["contenders"]}
+    subject = rows.get(SUBJECT)
+    baselines = [name for name in PAPERS_METHODS if name in rows and name != SUBJECT]
+    found = {}
+    for student, own in (subject or {}).items():
+        others = {name: rows[name][student]["last"] for name in baselines if student in rows[name]}
+        if others:
+            closest = max(others, key=lambda name: others[name]["mean"])
+            paired = [a - b for a, b in zip(own["last"]["values"], others[closest]["values"], strict=True)]
+            mean = sum(paired) / len(paired)
+            spread = (sum((x - mean) ** 2 for x in paired) / max(1, len(paired) - 1)) ** 0.5
+            found[student] = (100 * mean, 100 * spread, closest)
+    return found
+
+
+def cohorts(document: Document) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
+    """Direction → rows of one method by number of students: chains that grow by a larger or by a smaller student.
+
+    A row is a contender whose students are a proper part of the next one's. Empty where nothing grows.
+    """
+    order = [student["name"] for student in document["students"]]  # by falling MACs
+    rows = [row for row in document["contenders"] if row["cohort"]]
+    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for direction, ranked in (("larger students added", order[::-1]), ("smaller students added", order)):
+        chain = []
+        for count in range(1, len(order) + 1):
+            same = [row for row in rows if set(row["students"]) == set(ranked[:count])]
+            if same:
+                chain.append((count, next((row for row in same if row["name"] == SUBJECT), same[0])))
+        if len(chain) > 1:
+            found[direction] = chain
+    return found
+
+
+def draw_gains(documents: Sequence[Document], folder: Path) -> None:
+    """Figure 1b: absolute gain over the closest baseline for each teacher and student."""
+    pyplot = _pyplot()
+    names = list(dict.fromkeys(document["dataset"]["name"] for document in documents))
+    figure, panels = pyplot.subplots(
+        len(names), 1, figsize=(7, 0.6 + 3.0 * len(names)), layout="constrained", squeeze=False
+    )
+    for panel, dataset in zip(panels[:, 0], names, strict=True):
+        place, ticks, labels = 0.0, [], []
+        for document in (one for one in documents if one["dataset"]["name"] == dataset):
+            bars = gains_over_closest(document)
+            first = place
+            for i, student in enumerate(s["name"] for s in document["students"] if s["name"] in bars):
+                gain, spread, closest = bars[student]
+                panel.bar(place, gain, yerr=spread or None, width=0.8, color=_shade(i), capsize=3, ecolor=GREY)
+                ticks.append(place)
+                labels.append(f"{student.removeprefix('resnet10-')}\n({closest})")
+                place += 1
+            teacher = document["teacher"]["arch"] if document["teacher"] else "no teacher"
+            panel.annotate(
+                f"teacher {teacher}, n = {len(document['seeds'])}",
+                ((first + place - 1) / 2, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, -28),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=8,
+            )
+            place += 0.8
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_xticks(ticks, labels, fontsize=8)
+        panel.use_sticky_edges = False
+        panel.margins(y=0.1)
+        panel.set_ylabel("points over the\nclosest baseline")
+        panel.set_title(f"{dataset}: {SUBJECT}, last epoch, ± std over seeds (closest baseline)", fontsize=9)
+        panel.grid(axis="y", alpha=0.25)
+    _save(figure, folder / GAINS)
+
+
+def draw_cohorts(document: Document, folder: Path) -> None:
+    """Figure 2: each student's accuracy against the number of students that train together."""
+    pyplot = _pyplot()
+    chains = cohorts(document)
+    figure, panels = pyplot.subplots(
+        1, len(chains), figsize=(4.2 * len(chains), 3.8), layout="constrained", squeeze=False, sharey=True
+    )
+    order = [student["name"] for student in document["students"]]
+    for panel, (direction, chain) in zip(panels[0], chains.items(), strict=True):
+        for i, student in enumerate(order):
+            points = [(count, row["students"][student]["last"]) for count, row in chain if student in row["students"]]
+            panel.errorbar(
+                [count + 0.06 * (i - (len(order) - 1) / 2) for count, _ in points],  # side by side, not on top
+                [100 * value["mean"] for _, value in points],
+                yerr=[100 * (value["std"] or 0) for _, value in points],
+                marker="o",
+                markersize=4,
+                capsize=3,
+                color=_shade(i),
+                label=student,
+            )
+        panel.set_xticks(range(1, len(order) + 1))
+        panel.set_xlabel("number of students")
+        panel.set_title(direction, fontsize=10)
+        panel.grid(alpha=0.25)
+    panels[0][0].set_ylabel("test accuracy (%)")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, folder / COHORTS)
+
+
+def _shade(i: int) -> str:
+    return ("#0b3c5d", "#1b6ca8", "#3fa7d6", "#8fcbe8", "#f79d65", "#c0504d")[i % 6]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    for suffix in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
+    _pyplot().close(figure)

@@ -1,0 +1,170 @@
+"""What a comparison is going to train: contenders × seeds, and which of these cells are the same by definition."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from mcd_cli.contenders import Contender
+from mcd_cli.errors import UserError
+from mcd_cli.files import write_whole
+from mcd_cli.methods import METHODS
+from mcd_cli.recipe import CoordinatorSection, DistillSection, Recipe, parse_recipe
+
+PLAN = "comparison.toml"
+
+ALONE = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
+"""What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""
+USED = {"ce": (), "kd": ("tau", "lambda_", "total")}
+"""What some methods use of [distill]; the others: all of it."""
+CHAINS = ("takd", "dgkd")
+"""Methods whose first link, the largest student, is kd."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a contender on a seed. `identity` is equal for cells that are the same by definition."""
+
+    contender: str
+    seed: int
+    recipe: Recipe
+    identity: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.contender.replace('/', '.')}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The base recipe, who is compared on it, and the seeds."""
+
+    base: Recipe
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        names = [contender.name for contender in self.contenders]
+        for kind, values in (("method", names), ("seed", [str(seed) for seed in self.seeds])):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise UserError(f"the {kind} {', '.join(twice)} stands twice")
+            if not values:
+                raise UserError(f"a comparison needs a {kind}")
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed; within a seed kd first, because chains take its largest student over."""
+        found = []
+        for seed in self.seeds:
+            for contender in sorted(self.contenders, key=lambda c: c.changes != {"method": "kd"}):
+                recipe = contender.recipe(self.base, seed)
+                found.append(Cell(contender.name, seed, recipe, identity(recipe)))
+        return found
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / PLAN, tomli_w.dumps(self._document()).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """The plan of a comparison's folder; raises UserError where there is none."""
+        path = folder / PLAN
+        if not path.is_file():
+            raise UserError(f"{folder} is no comparison (no {PLAN})")
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            contenders = tuple(
+                Contender(one["name"], one["changes"], one.get("group")) for one in content["contenders"]
+            )
+            return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); name another --out") from None
+
+    def refuse_other_base(self, other: Plan) -> None:
+        """The folder's comparison may gain methods and seeds, but what they share stays."""
+        for key in differing(self.base, other.base):
+            if not key.startswith(("checkpoint.", "data_root")) and key not in ("method", "seed"):
+                raise UserError(
+                    f"the comparison in this folder has another {key}; its cells would not be comparable: "
+                    "name another --out"
+                )
+
+    def _document(self) -> dict[str, Any]:
+        contenders = [
+            {"name": one.name, "changes": dict(one.changes), **({"group": one.group} if one.group else {})}
+            for one in self.contenders
+        ]
+        return {
+            "seeds": list(self.seeds),
+            "contenders": contenders,
+            "base": self.base.model_dump(mode="json", exclude_none=True),
+        }
+
+
+def identity(recipe: Recipe) -> str:
+    """A hash, equal for recipes that train the same students: without settings that the method has no use for."""
+    changes: dict[str, Any] = {}
+    method = recipe.method
+    if len(recipe.students) == 1:
+        method = ALONE.get(method, method)
+        changes["method"] = method
+    if method in USED:
+        changes["distill"] = _distill(recipe, USED[method])
+    if not METHODS.load(method).learned:
+        changes["coordinator"] = CoordinatorSection()
+    return recipe.model_copy(update=changes).sha256()
+
+
+def kd_link(recipe: Recipe) -> str | None:
+    """The identity of the kd run whose largest student is this chain's first link; None for other methods."""
+    if recipe.method not in CHAINS:
+        return None
+    return identity(recipe.model_copy(update={"method": "kd", "distill": _distill(recipe, USED["kd"])}))
+
+
+def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
+    """The run that warms these students up: ce, without what the warm start has no use for.
+
+    What is not known to be of no use stays: two recipes share a warm start only where they must agree.
+    """
+    return recipe.model_copy(
+        update={
+            "method": "ce",
+            "epochs": 1,
+            "train_on_val": False,
+            "students": dict(students),
+            "optimizer": type(recipe.optimizer)(),
+            "distill": DistillSection(),
+            "coordinator": CoordinatorSection(),
+        }
+    )
+
+
+def with_teacher(recipe: Recipe, file: str, arch: str | None) -> Recipe:
+    """The recipe with the comparison's teacher as a file."""
+    section = recipe.teacher
+    if section.file is None:
+        section = section.model_copy(update={"file": file, "arch": arch, "norm": "auto", "pretrained": False})
+    return recipe.model_copy(update={"teacher": section})
+
+
+def differing(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted keys in which two recipes differ."""
+
+    def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for key, value in content.items():
+            items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return items
+
+    left, right = flat(a.model_dump()), flat(b.model_dump())
+    return [key for key in {**left, **right} if left.get(key) != right.get(key)]
+
+
+def _distill(recipe: Recipe, used: Sequence[str]) -> DistillSection:
+    """The section's defaults, but for the keys that are used."""
+    return DistillSection().model_copy(update={key: getattr(recipe.distill, key) for key in used})

@@ -1,0 +1,156 @@
+"""What a gain over kd is made of, and what the controls allow to be claimed of it: words for numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mcd_cli.comparison.statistics import Contrast
+
+SUBJECT = "mc-distil"
+BASELINE = "kd"
+OF_INSTANCE_WEIGHTS = ("-mean", "-shuffle", "-scalar")
+OF_COLLABORATION = ("kd-total-2", "kd-total-3", "constant-half", "constant-one")
+ALONE = "-alone"
+OF_V = ("kd-train-val",)
+BESIDE = ("kd-tuned", "-nops", "-frozen")  # stated when they ran, needed for no claim
+
+UNEVEN = 0.2  # of total weight, from which a pair is no longer at one weight
+
+Pair = tuple[str, str]  # a minus b
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of the gain: the contrast of a pair, or what is missing to know it."""
+
+    name: str
+    pair: Pair | None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What may be said only if the subject beats every one of `against`."""
+
+    name: str
+    against: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that the verdict needs to know: the parts of the gain, the claims, other pairs worth stating."""
+
+    subject: str
+    parts: tuple[Part, ...]
+    claims: tuple[Claim, ...]
+    beside: tuple[Pair, ...] = field(default=())
+
+    def pairs(self) -> list[Pair]:
+        """The family of control contrasts, each once."""
+        found = [part.pair for part in self.parts if part.pair]
+        found += [(self.subject, other) for claim in self.claims for other in claim.against]
+        return list(dict.fromkeys([*found, *self.beside]))
+
+
+def subjects_of(names: Iterable[str]) -> list[str]:
+    """Whose gains are judged: mc-distil and its variants that are no control of another."""
+    endings = (*OF_INSTANCE_WEIGHTS, ALONE, *(name for name in BESIDE if name.startswith("-")))
+    return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
+
+
+def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
+    """The question that these contenders can answer. totals: name → total loss weight, averaged over training.
+
+    The parts add up: kd → kd at the total weight nearest to the subject's → constant weights with the pooled term,
+    nearest likewise → learned weights without instances (mean) → the subject. A control of the subject is named
+    after it. None without kd.
+    """
+    if BASELINE not in totals:
+        return None
+
+    def nearest(prefix: str, to: float) -> str | None:
+        found = [name for name in totals if name.startswith(prefix)]
+        return min(found, key=lambda name: abs(totals[name] - to)) if found else None
+
+    constant = nearest("constant-", totals[subject])
+    heavier = nearest("kd-total-", totals[subject] if constant is None else totals[constant])
+    mean = subject + "-mean" if subject + "-mean" in totals else None
+    alone = subject + ALONE if subject + ALONE in totals else None
+
+    def part(name: str, a: str | None, b: str | None, needed: Sequence[str]) -> Part:
+        if a is not None and b is not None:
+            return Part(name, (a, b))
+        missing = [need for need, one in zip(needed, (a, b), strict=True) if one is None]
+        return Part(name, None, " and ".join(missing))
+
+    parts = (
+        part("total weight", heavier, BASELINE, ("kd-total-2 or -3", BASELINE)),
+        part("pooled term", constant, heavier, ("constant-half or -one", "kd-total-2 or -3")),
+        part("learned mixture", mean, constant, (subject + "-mean", "constant-half or -one")),
+        part("instance weights", subject, mean, (subject, subject + "-mean")),
+        part("sharing one C-NET", subject, alone, (subject, subject + ALONE)),
+    )
+    own = tuple(subject + ending for ending in OF_INSTANCE_WEIGHTS)
+    claims = tuple(
+        Claim(
+            name,
+            tuple(other for other in needed if other in totals),
+            tuple(other for other in needed if other not in totals),
+        )
+        for name, needed in (
+            ("instance weighting", own),
+            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE)),
+            ("use of V", OF_V),
+        )
+    )
+    beside = [subject + name if name.startswith("-") else name for name in BESIDE]
+    return Question(subject, parts, claims, tuple((subject, other) for other in beside if other in totals))
+
+
+def beats(contrast: Contrast) -> bool:
+    return contrast.difference > 0 and not contrast.within_noise
+
+
+def sentences(
+    question: Question, gain: Contrast, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]
+) -> list[str]:
+    """The verdict in words: the parts of the gain in one line, then a line per claim."""
+    told = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
+    weight = f"total weight {totals[question.subject]:.2f} against {totals[BASELINE]:.2f}"
+    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(told)}."]
+    return lines + [_claim(claim, question.subject, answers) for claim in question.claims]
+
+
+def claimed(claim: Claim, subject: str, answers: Mapping[Pair, Contrast]) -> bool:
+    """Only where no control is missing and the subject beats them all."""
+    return not claim.missing and all(beats(answers[subject, other]) for other in claim.against)
+
+
+def _claim(claim: Claim, subject: str, answers: Mapping[Pair, Contrast]) -> str:
+    if claimed(claim, subject, answers):
+        return f"{claim.name}: claimed; {subject} beats {', '.join(claim.against)}."
+    lost = [other for other in claim.against if not beats(answers[subject, other])]
+    reasons = []
+    if lost:
+        shown = ", ".join(f"{other} ({points(answers[subject, other])})" for other in lost)
+        reasons.append(f"{subject} does not beat {shown}")
+    if claim.missing:
+        is_are = "is" if len(claim.missing) == 1 else "are"
+        reasons.append(f"{', '.join(claim.missing)} {is_are} missing")
+    return f"{claim.name}: not claimed; {'; '.join(reasons)}."
+
+
+def _part(part: Part, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]) -> str:
+    if part.pair is None:
+        return f"unknown ({part.missing} missing)"
+    a, b = part.pair
+    uneven = abs(totals[a] - totals[b]) > UNEVEN and part.name != "total weight"
+    weights = f", at total weights {totals[a]:.2f} and {totals[b]:.2f}" if uneven else ""
+    return f"{points(answers[part.pair])} ({a} − {b}{weights})"
+
+
+def points(contrast: Contrast) -> str:
+    """Percentage points, marked where they are within noise."""
+    return f"{100 * contrast.difference:+.2f}" + (" within noise" if contrast.within_noise else "")

@@ -1,0 +1,25 @@
+"""Control (b): the losses of MC-Distil under constant weights, so the pooled term without C-NET."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mcd_cli.errors import UserError
+from mcd_cli.methods.base import Stage, Step
+from mcd_cli.methods.mc_distil import MCDistil
+
+
+class Constant(MCDistil):
+    """L_j = 1/n Σ_i α ce_ij + β kd_ij(z_T) + γ kd_ij(z_PS), with (α, β, γ) = `constants` for every image."""
+
+    learned = False
+
+    def stages(self, students: Sequence[str]) -> list[Stage]:
+        if len(students) == 1:
+            raise UserError("constant needs two students or more: one student has no pooled term; use --method kd")
+        return super().stages(students)
+
+    def weights(self, step: Step) -> Tensor:
+        return step.logits.new_tensor(self.settings.constants)

@@ -1,0 +1,36 @@
+"""DGKD (Son et al. 2021): densely guided, every student follows the teacher and all larger students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step
+
+
+class DGKD(Method):
+    """L_j = q(1 − λ) 1/n Σ_i ce_ij + λ Σ_t 1/n Σ_i kd_ij(z_t), over t ∈ {T, S₁ … S_{j−1}}, q of them.
+
+    The larger students are distilled before, one after another by falling parameter count, and frozen at their
+    best on V. `drop`: in every step each of them (never T) is left out with this probability, and q counts those
+    kept. `normalise`: divided by q, so that the total weight is kd's.
+    """
+
+    def stages(self, students: Sequence[str]) -> list[Stage]:
+        return [Stage((student,), (TEACHER, *students[:j])) for j, student in enumerate(students)]
+
+    def symbols(self, stage: Stage) -> tuple[str, ...]:
+        return ("alpha", "beta", *(f"beta/{larger}" for larger in stage.teachers[1:]))
+
+    def guides(self, step: Step) -> Tensor:
+        return torch.stack(list(step.teachers.values()), dim=1)[:, None]
+
+    def weights(self, step: Step) -> Tensor:
+        lam = self.settings.lambda_
+        draws = torch.rand(len(step.teachers) - 1, generator=step.draw("drop"))
+        kept = [True, *(draws >= self.settings.drop).tolist()]  # T first
+        q = sum(kept)
+        weights = [q * (1 - lam), *(lam * keep for keep in kept)]
+        return step.logits.new_tensor([w / q for w in weights] if self.settings.normalise else weights)

@@ -1,0 +1,48 @@
+"""RMC (Du et al. 2023): the teacher is softened on images that the students find unequally hard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mcd_cli.errors import UserError
+from mcd_cli.losses import cross_entropy
+from mcd_cli.methods.base import TEACHER, Stage, Step, Survey
+from mcd_cli.methods.kd import KD
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+class RMC(KD):
+    """L_j = 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(d_i · z_T), d_i = α + (1 − α)(v_i − v_min)/(v_max − v_min).
+
+    v_i is the variance over the warm-started students of their CE losses on the un-augmented image i, computed
+    once. The paper takes students of different capacity where Du et al. take different sparsity. `clip`: v is cut
+    at its 99th percentile first, as outliers drive the maximum.
+    """
+
+    def stages(self, students: Sequence[str]) -> list[Stage]:
+        if len(students) == 1:
+            raise UserError("rmc needs two students or more: its difficulty is a variance over them; use --method kd")
+        return super().stages(students)
+
+    def prepare(self, survey: Survey) -> dict[str, Tensor]:
+        v = cross_entropy(survey.logits(), survey.labels).double().var(dim=1)  # [N]
+        if self.settings.clip:
+            v = v.clamp(max=v.quantile(0.99))
+        span = (v.max() - v.min()).clamp(min=torch.finfo(v.dtype).tiny)
+        alpha = self.settings.alpha
+        table = torch.full((survey.num_images,), float("nan"))  # V and test have no difficulty
+        table[survey.ids] = (alpha + (1 - alpha) * (v - v.min()) / span).float()
+        return {"difficulty": table}
+
+    def guides(self, step: Step) -> Tensor:
+        d = step.memory["difficulty"][step.ids]
+        return (d[:, None] * step.teachers[TEACHER])[:, None, None]
+
+    def summary(self, memory: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        d = memory["difficulty"].double().cpu()
+        d = d[~d.isnan()]
+        return {"difficulty": {f"{q:g}": d.quantile(q).item() for q in QUANTILES}}

@@ -1,0 +1,149 @@
+"""The processes of one run (started by torchrun): who this one is, and what they tell each other.
+
+Every process holds the whole state of the run and sees a shard of each batch; after a step they are equal to the
+last bit. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mcd_cli.errors import RunFailed, UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)  # of one process for the others: the first may be decoding a data set
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: this process, 0 writes; world: how many; local: how many on this machine, this one's place among them."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """The group that torchrun's environment describes, or the one already joined; alone where there is none."""
+        if not dist.is_initialized():
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                return cls()
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            with _peers():
+                dist.init_process_group(backend, timeout=PATIENCE)
+        world = dist.get_world_size()
+        here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+        return cls(dist.get_rank(), world, *here)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and speaks for all."""
+        return self.rank == 0
+
+    def own(self, batch: Tensor) -> Tensor:
+        """This process's shard of a global batch [n, …]."""
+        return batch.tensor_split(self.world)[self.rank] if self.world > 1 else batch
+
+    def gather(self, own: Tensor, n: int) -> Tensor:
+        """The global batch [n, …] of everybody's shards, the same everywhere; differentiable."""
+        if self.world == 1:
+            return own
+        start = sum(len(shard) for shard in torch.arange(n).tensor_split(self.world)[: self.rank])
+        padding = [0, 0] * (own.ndim - 1) + [start, n - start - len(own)]
+        return self.total(torch.nn.functional.pad(own, padding))
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes, the same everywhere; differentiable in both directions."""
+        return _Total.apply(value) if self.world > 1 else value  # type: ignore[no-any-return, no-untyped-call]
+
+    def add_up(self, sums: Sequence[Tensor], means: Sequence[Tensor] = ()) -> None:
+        """In place: the sum over processes of `sums`, the mean of `means`, in one message."""
+        if self.world == 1:
+            return
+        tensors = [*sums, *means]
+        flat = torch.cat([t.detach().reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
+        with _peers():
+            dist.all_reduce(flat)
+        with torch.no_grad():
+            for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+            for tensor in means:
+                tensor /= self.world
+
+    def agree(self, flag: bool) -> bool:
+        """True everywhere as soon as it is true anywhere; no device has to be waited for."""
+        if self.world == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        with _peers():
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def share(self, value: T) -> T:
+        """What process 0 holds, everywhere."""
+        if self.world == 1:
+            return value
+        held: list[Any] = [value]
+        with _peers():
+            dist.broadcast_object_list(held, device=torch.device("cpu"))
+        return held[0]  # type: ignore[no-any-return]
+
+
+ALONE = Processes()
+
+
+class _Total(torch.autograd.Function):
+    """Σ over processes. With a loss that is the sum of everybody's losses, its transpose is itself."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        summed = value.clone(memory_format=torch.contiguous_format)
+        with _peers():
+            dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Total.forward(gradients[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Total.forward(tangents[0])
+
+
+def check_shards(batch_size: int, processes: Processes) -> None:
+    """Raises UserError where a process would get fewer than two images of a batch (BatchNorm needs them)."""
+    if batch_size < 2 * processes.world:
+        raise UserError(
+            f"a batch of {batch_size} is too small for {processes.world} processes; "
+            f"use --batch-size {2 * processes.world} or more, or fewer processes"
+        )
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A process that ends takes its connections with it: the others end, too, and point at it."""
+    try:
+        yield
+    except RuntimeError as error:  # dist.DistError and gloo's own
+        raise RunFailed(f"another process of this run has ended; what it said is the cause ({_first(error)})") from None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:120]

@@ -1,0 +1,51 @@
+"""Table 2's groups, and torchvision's classifiers as students, under the methods: one step of every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_run
+from test_cli import image_folder
+
+from mcd_cli.recipe import load_recipe
+from mcd_cli.run_folder import RunFolder
+
+TORCHVISION = {"teacher.arch": "resnet8x4", "students": ["small=torchvision:mobilenet_v3_small", "resnet10-xxs"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "methods"),
+    [
+        ("cifar100-resnet32x4", 32, ["ce", "takd", "dgkd", "rmc"]),
+        ("cifar100-wrn-40-2", 32, ["kd", "meta-distil", "mc-distil-nops", "constant"]),
+        ("tinyimagenet-resnet32x4", 64, ["mc-distil"]),
+        ("tinyimagenet-wrn-40-2", 64, ["mc-distil"]),
+        ("torchvision", 32, ["dgkd", "mc-distil"]),
+        ("torchvision", 64, ["mc-distil"]),
+    ],
+)
+def test_every_student_takes_a_step(tmp_path: Path, recipe: str, size: int, methods: list[str]) -> None:
+    image_folder(tmp_path / "images", "abc", 5)
+    changes = TORCHVISION if recipe == "torchvision" else {}
+    name = "folder" if recipe == "torchvision" else recipe
+    small = {
+        "dataset": str(tmp_path / "images"),
+        "image_size": size,
+        "batch_size": 4,
+        "epochs": 1,
+        "coordinator.arch": "resnet10-xxxs",
+    }
+    for method in methods:
+        resolved = load_recipe(name, {**changes, **small, "method": method})
+        with RunFolder.create(str(tmp_path / method), resolved) as folder:
+            run = make_run(resolved, folder)
+            for plan in run.plans[2:]:  # after the teacher and the warm start
+                trainer = run._trainer(plan, rehearsal=True)
+                before = {key: p.detach().clone() for key, p in trainer.students.named_parameters()}
+                trainer.prepare()
+                trainer.step(next(iter(trainer.loader.epoch(0))))
+                moved = {key for key, p in trainer.students.named_parameters() if not torch.equal(p, before[key])}
+                assert {key.split(".")[1] for key in moved} == set(plan.stage.students)
+                assert trainer.updates == (1 if plan.method.learned else 0)

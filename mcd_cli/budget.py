@@ -71,10 +71,11 @@ class Budget:
         return {name: limit for name, limit in named.items() if limit is not None}
 
     def __str__(self) -> str:
-        return " ".join(
+        written = [
             f"{_option(name)} {_COSTS[name].show(limit, None) if name in _COSTS else _percent(limit)}"
             for name, limit in self.limits().items()
-        )
+        ]
+        return " ".join(written + [f"--percentile {self.percentile}"] * (self.percentile != "p50"))
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def profile(
     run: Annotated[str | None, typer.Option(help="The students of a finished run.")] = None,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Layer by layer.")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Measure on onnxruntime too; kept in the run.")] = False,
-    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batches to measure.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batches to time, besides one image.")] = "1",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of onnxruntime.")] = 1,
     warmup: Annotated[int, typer.Option(min=20, max=10**6, help="Calls before the timed ones.")] = 20,
     runs: Annotated[int, typer.Option(min=200, max=10**6, help="Timed calls.")] = 200,

@@ -30,7 +30,7 @@ _ELEMENTWISE = """add sub rsub mul div neg abs exp log sqrt rsqrt pow clamp_min 
     where relu6 hardtanh hardsigmoid hardswish sigmoid tanh silu gelu elu selu celu leaky_relu prelu softplus
     mish softmax log_softmax"""
 _MOVING = """pad repeat repeat_interleave clone pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle flip upsample_nearest2d feature_dropout alias unflatten expand_as view_as item"""
+    native_channel_shuffle flip upsample_nearest2d dropout feature_dropout alias unflatten expand_as view_as item"""
 _FREE = set(f"{_NORMALISATION} {_POOLING} {_ELEMENTWISE} {_MOVING}".split())
 
 

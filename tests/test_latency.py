@@ -83,6 +83,6 @@ def test_architectures_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "", "1,,2", "1.5", "-1", "5000", "x"])
 def test_batches(text: str) -> None:
-    assert parse_batches("1,8,1") == (1, 8)
+    assert (parse_batches("8,1,64"), parse_batches("8")) == ((1, 8, 64), (1, 8))
     with pytest.raises(UserError, match="--batch"):
         parse_batches(text)

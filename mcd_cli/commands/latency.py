@@ -36,11 +36,11 @@ class Conditions:
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """`1,8,64` → (1, 8, 64). Raises UserError."""
+    """`8,64` → (1, 8, 64): one image is always timed, it is what `select` limits. Raises UserError."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= LARGEST_BATCH for part in parts):
         raise UserError(f"--batch {text!r} is no list of batches of 1 to {LARGEST_BATCH}; write it like 1,8,64")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    return tuple(dict.fromkeys([1, *(int(part) for part in parts)]))
 
 
 def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, how: Conditions) -> list[Timing]:

@@ -11,7 +11,7 @@ from mcd_cli.console import print_json, table, talk
 from mcd_cli.errors import unknown
 from mcd_cli.forms import FLOAT32, Form
 from mcd_cli.ladder import Ladder, find_run, load_ladder
-from mcd_cli.latency import hardware
+from mcd_cli.latency import hardware, recorded
 from mcd_cli.quantities import show_count, show_ms, show_size
 
 PRINTED = ("name", "weights", "onnx")
@@ -77,7 +77,10 @@ def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
     console.print(drawn)
     console.print(f"front *: nothing else is as accurate on V for as few MACs, bytes{' and milliseconds' * timed}")
     if timed:
-        console.print(f"{percentile}: latency of one image on {hardware(threads)}")
+        here = hardware(threads)
+        forms = [candidate.form for candidate in choice.candidates]
+        is_new = any(recorded(form.student, form.format, 1, here) is None for form in forms)
+        console.print(f"{percentile}: latency of one image on {here}{', measured now' * is_new}")
     missing = [candidate for candidate in choice.candidates if not candidate.fits]
     for candidate in sorted(missing, key=lambda candidate: candidate.excess):
         console.print(f"{'nearest miss' if candidate is choice.nearest else 'misses'}: {candidate}")

@@ -171,6 +171,20 @@ def test_a_small_torchvision_resnet_is_the_zoos() -> None:
         torch.testing.assert_close(theirs(x), ours(x))
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5", "resnet18"])
+def test_torchvisions_running_statistics_keep_up(name: str) -> None:
+    """After forty batches of shifted images, a BatchNorm's statistics are theirs."""
+    network = build(f"torchvision:{name}", 4).train()
+    with torch.no_grad():
+        for seed in range(40):
+            network(5 + torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed)))
+    first = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        mean = stem(5 + torch.rand(64, 3, 32, 32)).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(first.running_mean, mean, rtol=0.1, atol=0.05)
+
+
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 

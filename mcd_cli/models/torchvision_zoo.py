@@ -16,6 +16,10 @@ from mcd_cli.errors import RunFailed, UserError, unknown
 
 SMALL = "@small"
 
+# MobileNetV3 has 0.01, MNASNet 0.0003, for hundreds of epochs of ImageNet: after some hundred steps here, their
+# running statistics would still be those of the start (97.8 % of V in train mode and 11.5 % in eval mode after 377).
+BATCH_NORM_MOMENTUM = 0.1
+
 # Families that can be adapted, and the max-pool behind their first convolution ("": a stage halves instead).
 FIRST_POOLS = {
     "resnet": "maxpool",
@@ -54,7 +58,8 @@ def build(name: str, num_classes: int) -> nn.Module:
 
     `@small` leaves out the first two halvings, so that 32×32 ends as 4×4 where 224×224 ends as 7×7: the first
     convolution gets stride 1 and at most 3×3, and the max-pool behind it goes (where there is none, the next
-    stage gets stride 1). Raises UserError for an unknown name or a network that cannot be adapted.
+    stage gets stride 1). BatchNorm's momentum is at least PyTorch's own. Raises UserError for an unknown name or a
+    network that cannot be adapted.
     """
     plain = name.removesuffix(SMALL)
     if plain not in names():
@@ -64,6 +69,9 @@ def build(name: str, num_classes: int) -> nn.Module:
     network: nn.Module = torchvision.models.get_model(
         plain, weights=None, num_classes=num_classes, **ARGUMENTS.get(plain, {})
     )
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+            module.momentum = max(module.momentum, BATCH_NORM_MOMENTUM)
     if name != plain:
         adapt(network, next(pool for family, pool in FIRST_POOLS.items() if plain.startswith(family)))
     return network

@@ -19,6 +19,7 @@ from mcd_cli.comparison.conduct import Comparison
 from mcd_cli.comparison.figures import cohorts, draw_cohorts, gains_over_closest
 from mcd_cli.comparison.paper import blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
+from mcd_cli.comparison.tables import markdown
 from mcd_cli.contenders import Contender, find_contenders
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Options, Run
@@ -175,6 +176,17 @@ def test_a_chain_takes_its_first_link_over_from_kd(tmp_path: Path) -> None:
     assert rows["takd"]["students"]["resnet10-xxs"]["total_weight"] == pytest.approx(1)
     kd = rows["kd"]["students"]["resnet10-xxs"]["last"]
     assert rows["takd"]["students"]["resnet10-xxs"]["last"] == kd
+
+
+def test_the_papers_figures_stand_below_ours(whole: Path) -> None:
+    document = json.loads((whole / "comparison.json").read_text())
+    paper = {"table": 1, "teacher_accuracy": 72.2, "students": {"resnet10-xxs": {"kd": 33.45, "mc-distil": 37.27}}}
+    told = markdown(document | {"paper": paper}, [])
+    lines = told.splitlines()
+    (kd,) = (i for i, line in enumerate(lines) if line.startswith("| kd ") and "paper" in lines[i + 1])
+    assert lines[kd + 1] == "|   paper | 33.45 | - | - |"
+    assert "paper: its Table 1" in told
+    assert "paper" not in markdown(document, [])
 
 
 def copied(whole: Path, to: Path) -> Comparison:

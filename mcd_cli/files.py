@@ -16,7 +16,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises RunFailed, with the space needed when the disk is full; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -29,11 +29,17 @@ def write_whole(path: Path, content: bytes) -> None:
         raise cannot_write(path, error, len(content)) from None
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left under this folder; nobody else may be writing there."""
+    for temporary in folder.rglob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def cannot_write(path: Path, error: OSError, num_bytes: int) -> RunFailed:
     """The one line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailed(f"the disk is full: {path} needs {num_bytes:,} bytes; free some space and go on")
-    return RunFailed(f"cannot write {path}: {error.strerror or error}")
+    return RunFailed(f"cannot write {path} ({num_bytes:,} bytes): {error.strerror or error}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mcd_cli.errors import McdError, UserError
-from mcd_cli.files import cannot_write, write_whole
+from mcd_cli.files import cannot_write, sweep, write_whole
 from mcd_cli.recipe import Recipe, load_recipe
 
 RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
@@ -57,7 +57,9 @@ class RunFolder:
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
         recipe = load_recipe(str(folder / RECIPE), {})
-        return cls(folder), recipe
+        opened = cls(folder)
+        sweep(folder)  # locked: whoever left something there is gone
+        return opened, recipe
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

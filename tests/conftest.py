@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from mcd_cli.engine.events import Event, Stepped
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.ladder import Ladder
+from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe import Recipe, parse_recipe
 from mcd_cli.run_folder import RunFolder
 
@@ -54,14 +56,20 @@ def make_run(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None] = 
 def train(recipe: Recipe, out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:
     """A whole run into a new folder."""
     with RunFolder.create(str(out), recipe) as folder:
-        return make_run(recipe, folder, emit).train()
+        return _whole(make_run(recipe, folder, emit))
 
 
 def go_on(out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:
     """Resume the run in that folder."""
     folder, recipe = RunFolder.open(str(out))
     with folder:
-        return make_run(recipe, folder, emit).train()
+        return _whole(make_run(recipe, folder, emit))
+
+
+def _whole(run: Run) -> Ladder:
+    ladder = run.train()
+    assert ladder is not None
+    return ladder
 
 
 def signal_at(stage: str, step: int) -> Callable[[Event], None]:
@@ -72,3 +80,26 @@ def signal_at(stage: str, step: int) -> Callable[[Event], None]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return listen
+
+
+def finished(folder: Path) -> dict[str, bytes | object]:
+    """What a run leaves, but for when it was made."""
+    ladder = json.loads((folder / "ladder.json").read_text())
+    ladder.pop("created")
+    files = sorted((folder / "students").iterdir())
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {
+        "ladder": ladder,
+        # the first run trains the teacher, the others find it in the cache
+        "metrics": [line for line in lines if json.loads(line)["stage"] != TEACHER],
+        "predictions": (folder / "predictions.safetensors").read_bytes(),
+        **{path.name: path.read_bytes() for path in files},
+    }
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cache: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_recipe(), out)
+    return out

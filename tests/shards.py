@@ -1,4 +1,4 @@
-"""One of several processes of a run, for test_processes: `python -m tests.shards RANK WORLD FOLDER CASE…`."""
+"""One of several processes of a run, for test_processes: `python shards.py RANK WORLD FOLDER CASE…`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from conftest import TINY
 
 from mcd_cli.engine.checkpoint import serialise
 from mcd_cli.engine.run import Options, Run
@@ -16,7 +17,6 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import McdError
 from mcd_cli.recipe import parse_recipe
 from mcd_cli.run_folder import RunFolder
-from tests.conftest import TINY
 
 NUM_STEPS = 20
 EVERY = 7  # C-NET learns at steps 0, 7 and 14

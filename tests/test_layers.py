@@ -20,7 +20,7 @@ ROOMS = [
     "__main__",
     "cli",
     "commands.*",
-    "report",
+    "report story",
     "comparison comparison.*",
     "engine.*",
     "methods.*",

@@ -13,24 +13,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from shards import EVERY, NUM_STEPS, trainer_of, walk
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import mcd_cli
 from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.losses import instance_losses, pooled
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students
-from tests.shards import EVERY, NUM_STEPS, trainer_of, walk
 
 WORLD = 2
-ROOT = Path(__file__).parent.parent
 
 
 def processes(folder: Path, *cases: str) -> list[subprocess.Popen[str]]:
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(mcd_cli.__file__).parent.parent),
+    }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.shards", str(rank), str(WORLD), str(folder), *cases],
+            [sys.executable, str(Path(__file__).with_name("shards.py")), str(rank), str(WORLD), str(folder), *cases],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.quantities import size
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
-from mcd_cli.run_folder import LOG, RECIPE, RunFolder
+from mcd_cli.run_folder import LOG, METRICS, RECIPE, RunFolder
 
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run
@@ -118,7 +119,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
     recipe = processes.share(recipe)
     is_finished = processes.share(folder is not None and folder.is_finished)
     view = View(quiet=asked.quiet)
-    ladder = None
+    ladder = training = None
     try:
         if not is_finished:
             memory = None if asked.max_memory is None else size(asked.max_memory)
@@ -138,10 +139,22 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
         ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
             draw_ladder(ladder, folder.path)
+        _draw_story(folder, training)
     finally:
         view.close()
     print_ladder(ladder, asked.json_output)
     view.say(f"the ladder is in {folder.path}")
+
+
+def _draw_story(folder: RunFolder, training: Run | None) -> None:
+    """coordinator.png and .svg: what C-NET learned; with the extreme images themselves where the data is at hand."""
+    from mcd_cli.story import STORY, draw_story
+
+    metrics = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    pixels = None if training is None else lambda i: training.dataset.images[i].numpy()
+    for name in (f"{STORY}.png", f"{STORY}.svg"):
+        if not (folder / name).exists():
+            draw_story(metrics, folder / name, pixels)
 
 
 def _print_plan(training: Run, seconds: float, json_output: bool) -> None:

@@ -62,6 +62,7 @@ class Dataset:
     split_seed: int
     label_noise: float
     fingerprint: str  # sha256 of pixels, clean labels, class names and official split
+    mislabelled: torch.Tensor  # bool [N]: label noise has moved it
 
     @property
     def num_classes(self) -> int:
@@ -136,4 +137,5 @@ def assemble(name: str, decoded: Decoded, *, split_seed: int, label_noise: float
         split_seed=split_seed,
         label_noise=label_noise,
         fingerprint=decoded.fingerprint,
+        mislabelled=torch.from_numpy(labels != decoded.labels),
     )

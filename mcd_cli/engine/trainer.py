@@ -17,6 +17,7 @@ from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
 from mcd_cli.engine.results import Weights
+from mcd_cli.engine.weighed import Weighed
 from mcd_cli.errors import RunFailed
 from mcd_cli.losses import instance_losses
 from mcd_cli.methods.base import Method, Stage, Step, Survey
@@ -66,9 +67,12 @@ class Trainer:
         )
         self.symbols = plan.method.symbols(plan.stage)
         self.coordinator: Coordinator | None = None
+        self.weighed: Weighed | None = None
         if plan.method.learned:
             self.coordinator = self._new_coordinator()
             self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator)
+            num_images = len(loader.dataset.labels)
+            self.weighed = Weighed(num_images, len(students.names), len(self.symbols), hardware.device)
         self.meters = Meters(len(students.names), len(self.symbols), hardware.device)
         self.number = 0
         self.updates = 0
@@ -140,6 +144,8 @@ class Trainer:
         right = (step.logits.argmax(dim=-1) == y[:, None]).double()
         seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
         self.meters.add(*seen, p=p)
+        if self.weighed is not None:
+            self.weighed.add(self.processes.gather(batch.ids, batch.size), seen[-1])
         if learns:
             self.optimizer.zero_grad()
             del z, losses, loss
@@ -179,6 +185,10 @@ class Trainer:
                 self.best_weights[name] = self.current(name)
         self.meters.reset()
         self.epochs_done += 1
+        if self.weighed is not None and self.epochs_done == self.plan.epochs:
+            told = self.weighed.summary(self.students.names, self.symbols, self.loader.dataset)
+            for name, images in told.items():
+                summary[name]["images"] = images
         return {
             "stage": self.plan.name,
             "epoch": self.epochs_done,
@@ -205,6 +215,8 @@ class Trainer:
         if self.coordinator is not None:
             parts["coordinator"] = self.coordinator.state_dict()
             parts["coordinator_optimizer"] = optimizer_tensors(self.coordinator_optimizer)
+        if self.weighed is not None:
+            parts["weighed"] = self.weighed.tensors()
         for name, weights in self.best_weights.items():
             parts[f"best/{name}"] = weights
         return {f"{part}:{key}": value for part, content in parts.items() for key, value in content.items()}
@@ -231,6 +243,9 @@ class Trainer:
         if self.coordinator is not None:
             self.coordinator.load_state_dict(parts["coordinator"])
             restore_optimizer(self.coordinator_optimizer, parts.get("coordinator_optimizer", {}))
+        if self.weighed is not None:
+            for key, live in self.weighed.tensors().items():
+                put(live, parts["weighed"][key])
         self.best_weights = {
             part.removeprefix("best/"): weights for part, weights in parts.items() if part.startswith("best/")
         }

@@ -1,0 +1,123 @@
+"""What C-NET learned, as a picture: per student the course of its weights, by class, and the extreme images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    Pixels = npt.NDArray[np.uint8]
+
+STORY = "coordinator"
+Record = Mapping[str, Any]
+LETTERS = {"alpha": "α (label)", "beta": "β (teacher)", "gamma": "γ (pooled students)"}
+COLOURS = {"alpha": "#777777", "beta": "#1b6ca8", "gamma": "#c0504d"}
+
+
+def draw_story(metrics: Iterable[Record], path: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
+    """Write the picture (the suffix of the path says in which format); False where no C-NET has learned anything.
+
+    metrics: the lines of metrics.jsonl; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
+    where they are at hand, and not their ids alone.
+    """
+    figure = story_figure(metrics, pixels)
+    if figure is None:
+        return False
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | None = None) -> Figure | None:
+    """A row per student: course, classes, extreme images; None where no C-NET has learned anything."""
+    from matplotlib.figure import Figure
+
+    courses = courses_of(metrics)
+    if not courses:
+        return None
+    figure = Figure(figsize=(13, 3.1 * len(courses)), layout="constrained")
+    rows = figure.subfigures(len(courses), 1, squeeze=False)[:, 0]
+    for row, (student, course) in zip(rows, courses.items(), strict=True):
+        images = course[-1][1].get("images")
+        left, middle, right = row.subfigures(1, 3, width_ratios=(4, 4, 5))
+        row.suptitle(student, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        _course(left.subplots(), course)
+        if images is not None:
+            _classes(middle.subplots(), images)
+            _extremes(right, images, pixels)
+    return figure
+
+
+def courses_of(metrics: Iterable[Record]) -> dict[str, list[tuple[int, Record]]]:
+    """Student → (epoch, what its line says) of the epochs in which a C-NET weighed its losses."""
+    courses: dict[str, list[tuple[int, Record]]] = {}
+    for line in metrics:
+        for name, student in line["students"].items():
+            if "spread" in student:
+                courses.setdefault(name, []).append((line["epoch"], student))
+    return courses
+
+
+def _course(axes: Axes, course: list[tuple[int, Record]]) -> None:
+    """Means over images by epoch, a band of one standard deviation over images, the total, the saturated share."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [epoch for epoch, _ in course]
+    for symbol in course[-1][1]["weights"]:
+        mean = [student["weights"][symbol] for _, student in course]
+        spread = [student["spread"][symbol] for _, student in course]
+        axes.plot(epochs, mean, color=COLOURS[symbol], label=LETTERS[symbol], marker="." if len(epochs) < 30 else "")
+        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(epochs, low, high, color=COLOURS[symbol], alpha=0.2, linewidth=0)
+        saturated = [student["saturated"][symbol] for _, student in course]
+        axes.plot(epochs, saturated, color=COLOURS[symbol], linestyle=":", linewidth=1)
+    axes.plot(epochs, [student["total_weight"] for _, student in course], "k--", linewidth=1, label="total weight")
+    axes.plot([], [], "k:", linewidth=1, label="saturated share")
+    axes.set_ylim(0, 1.5 * max(student["total_weight"] for _, student in course))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.set_title("weights by epoch (band: ± 1 sd over images)", fontsize=8)
+    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper left")
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+
+
+def _classes(axes: Axes, images: Record) -> None:
+    """Mean weight of each class, sorted by β; the ends are named."""
+    beta = images["by_class"]["beta"]
+    order = sorted(beta, key=lambda name: beta[name])
+    for symbol, of_class in images["by_class"].items():
+        values = [of_class[name] for name in order]
+        axes.plot(range(len(order)), values, ".", color=COLOURS[symbol], markersize=4)
+    shown = list(range(len(order)))
+    if len(order) > 12:
+        shown = [*range(3), *range(len(order) - 3, len(order))]
+    axes.set_xticks(shown, [order[i] for i in shown], rotation=40, ha="right", fontsize=6)
+    axes.set_title("by class, sorted by β", fontsize=8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.grid(alpha=0.25)
+
+
+def _extremes(panel: SubFigure, images: Record, pixels: Callable[[int], Pixels] | None) -> None:
+    """The images with the highest (top row) and the lowest weight of the teacher."""
+    panel.suptitle("highest (above) and lowest teacher weight β; ! mislabelled", fontsize=8)
+    few = max(1, len(images["highest"]))
+    places = panel.subplots(2, few, squeeze=False)
+    for row, end in zip(places, ("highest", "lowest"), strict=True):
+        for axes in row:
+            axes.axis("off")
+        for axes, image in zip(row, images[end], strict=False):
+            mark = "!" if image.get("mislabelled") else ""
+            label = image["label"] if len(image["label"]) <= 9 else image["label"][:8] + "…"
+            axes.set_title(f"{label}{mark}\n{image['beta']:.3f}", fontsize=6)
+            if pixels is None:
+                axes.text(
+                    0.5, 0.5, f"#{image['image']}", ha="center", va="center", fontsize=6, transform=axes.transAxes
+                )
+            else:
+                axes.imshow(pixels(image["image"]).transpose(1, 2, 0), interpolation="nearest")

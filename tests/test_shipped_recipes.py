@@ -12,7 +12,7 @@ import pytest
 from mcd_cli import recipe as recipes
 from mcd_cli.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 
-FOLDER = recipes._recipes_folder()
+FOLDER = recipes.recipes_folder()
 OVERLAYS = sorted(path for kind in ("controls", "ablations") for path in (FOLDER / kind).rglob("*.toml"))
 TABLE_1 = ["resnet10-l", "resnet10", "resnet18", "resnet34"]
 GROUP = {f"resnet10-{size}" for size in ("xxxs", "xxs", "xs", "s", "m")}

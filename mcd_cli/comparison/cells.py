@@ -99,9 +99,7 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
         for stage, student, source in first_link(run, cell, cells, folder):
             kept = _distilled(folder / CELLS / source.name / CHECKPOINT)
             given[stage] = Result({student: kept.best[student]}, {student: kept.last[student]})
-            weight = _weights(folder / CELLS / source.name)[0][student]
-            note = {student: {"from": source.name, "total_weight": weight}}
-            write_whole(path / BORROWED, json.dumps(note).encode())
+            write_whole(path / BORROWED, json.dumps({student: source.name}).encode())
         clock = Clock(run.emit, path / SECONDS)
         run.emit = clock
         try:
@@ -156,8 +154,11 @@ def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
         raise UserError(f"{path / PREDICTIONS} cannot be read ({error}); move {path} away and run again") from None
     borrowed = json.loads((path / BORROWED).read_text()) if (path / BORROWED).is_file() else {}
     weights, updates = _weights(path)
-    for student, note in borrowed.items():
-        weights[student] = note["total_weight"]
+    for student, source in borrowed.items():
+        there, _ = _weights(folder / CELLS / source)
+        if student not in there:
+            raise UserError(f"{path} took {student} over from {source}, which is gone; move {path} away and run again")
+        weights[student] = there[student]
     return Trained(cell, ladder, last, chosen, labels, weights, updates, _seconds(path), tuple(borrowed))
 
 

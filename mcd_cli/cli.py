@@ -217,6 +217,12 @@ def profile(
     classes: Annotated[int, typer.Option(min=1)] = 100,
     run: Annotated[str | None, typer.Option(help="The students of a finished run.")] = None,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Layer by layer.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure on onnxruntime too; kept in the run.")] = False,
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batches to measure.")] = "1",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of onnxruntime.")] = 1,
+    warmup: Annotated[int, typer.Option(min=20, max=10**6, help="Calls before the timed ones.")] = 20,
+    runs: Annotated[int, typer.Option(min=200, max=10**6, help="Timed calls.")] = 200,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the run's pictures into its folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """MACs, parameters and bytes of architectures, or of a run's students."""
@@ -228,31 +234,65 @@ def profile(
         classes=classes,
         run=run,
         by_layer=by_layer,
+        latency=latency,
+        batch=batch,
+        threads=threads,
+        warmup=warmup,
+        runs=runs,
+        plot=plot,
         json_output=json_output,
     )
 
 
+Run = Annotated[str | None, typer.Option(help="A finished run.", show_default="the newest under ./runs")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+# A budget's limits are lists so that a second one can be refused instead of silently winning.
+MaxMacs = Annotated[list[str] | None, typer.Option("--max-macs", help="For example 16M.")]
+MaxParams = Annotated[list[str] | None, typer.Option("--max-params", help="For example 320K.")]
+MaxSize = Annotated[
+    list[str] | None, typer.Option("--max-size", help="Of the ONNX file if exported, else of the weights: 400KB.")
+]
+MaxLatency = Annotated[
+    list[str] | None, typer.Option("--max-latency", help="Of one image in onnxruntime, for example 2ms.")
+]
+MinAccuracy = Annotated[list[str] | None, typer.Option("--min-accuracy", help="On V: 0.72 or 72%.")]
+Percentile = Annotated[str | None, typer.Option(help="Of the latency: p50, p90 or p99.", show_default="p50")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of onnxruntime.")]
+
+
+def once(limits: dict[str, list[str] | None]) -> dict[str, Any]:
+    """Each limit's one value; raises UserError where two contradict each other."""
+    for name, given in limits.items():
+        if given and len(given) > 1:
+            raise UserError(f"--{name.replace('_', '-')} stands {len(given)} times ({', '.join(given)}); give it once")
+    return {name: given[0] if given else None for name, given in limits.items()}
+
+
 @app.command()
 def select(
-    run: Annotated[str | None, typer.Option(help="A finished run.", show_default="the newest under ./runs")] = None,
-    max_macs: Annotated[str | None, typer.Option(help="For example 16M.")] = None,
-    max_params: Annotated[str | None, typer.Option(help="For example 320K.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="Bytes of the weights, for example 400KB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="For example 2ms.")] = None,
-    min_accuracy: Annotated[str | None, typer.Option(help="On V: 0.72 or 72%.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    run: Run = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
+    min_accuracy: MinAccuracy = None,
+    percentile: Percentile = None,
+    threads: Threads = 1,
+    print_: Annotated[str, typer.Option("--print", metavar="WHAT", help="name, or the path: weights, onnx.")] = "name",
+    json_output: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the name.")] = False,
 ) -> None:
     """The most accurate student that fits a budget: its name on stdout, the reasons on stderr."""
     from mcd_cli.commands.select import select as choose
 
+    limits = {"max_macs": max_macs, "max_params": max_params, "max_size": max_size}
+    limits |= {"max_latency": max_latency, "min_accuracy": min_accuracy}
     choose(
         run,
-        max_macs=max_macs,
-        max_params=max_params,
-        max_size=max_size,
-        max_latency=max_latency,
-        min_accuracy=min_accuracy,
+        **once(limits),
+        percentile=percentile,
+        threads=threads,
+        print_=print_,
         json_output=json_output,
         quiet=quiet,
     )
@@ -260,16 +300,78 @@ def select(
 
 @app.command()
 def export(
-    run: Annotated[str | None, typer.Option(help="A finished run.", show_default="the newest under ./runs")] = None,
+    run: Run = None,
     format_: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    student: Annotated[list[str] | None, typer.Option(help="Only this student; repeatable.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="Only this student (NAME.int8: both forms).")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Also as int8, where its accuracy on V allows.")] = False,
+    max_drop: Annotated[float, typer.Option(metavar="POINTS", help="What int8 may lose, in points.")] = 1.0,
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess/--no-preprocess", help="Normalisation inside the file.")
+    ] = True,
     out: Annotated[str | None, typer.Option(help="Folder of the files.", show_default="the run's exports/")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    data_root: Annotated[str | None, typer.Option(help="Where the data set lies now.")] = None,
+    json_output: Json = False,
 ) -> None:
     """Students as ONNX files, kept only when they compute what the model does; one path per line on stdout."""
     from mcd_cli.commands.export import export as write
 
-    write(run, format=format_, students=student, out=out, json_output=json_output)
+    write(
+        run,
+        format=format_,
+        students=student,
+        out=out,
+        int8=int8,
+        max_drop=max_drop,
+        preprocess=preprocess,
+        data_root=data_root,
+        json_output=json_output,
+    )
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Files, folders, patterns.")],
+    run: Run = None,
+    student: Annotated[str | None, typer.Option(help="NAME or NAME.int8.", show_default="the most accurate")] = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
+    min_accuracy: MinAccuracy = None,
+    percentile: Percentile = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes per image.")] = 1,
+    threads: Threads = 1,
+    json_output: Json = False,
+) -> None:
+    """Labels of images by a student, chosen by name or by a budget: label and probability."""
+    from mcd_cli.commands.predict import predict as label
+
+    limits = {"max_macs": max_macs, "max_params": max_params, "max_size": max_size}
+    limits |= {"max_latency": max_latency, "min_accuracy": min_accuracy}
+    label(
+        images,
+        run,
+        student=student,
+        limits=once(limits),
+        percentile=percentile,
+        top=top,
+        threads=threads,
+        json_output=json_output,
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="A finished run.", show_default="the newest under ./runs")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the two files.", show_default="the run's own")] = None,
+    json_output: Json = False,
+) -> None:
+    """A run as one HTML page that needs no network (report.html), and its model card (MODEL_CARD.md)."""
+    from mcd_cli.commands.report import report as write
+
+    write(run, out=out, json_output=json_output)
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9_-]+")
 _ARCH = re.compile(r"[A-Za-z0-9_.:@-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+LARGEST = 10**18  # of a count; what is more is no count, and no float can show it
+MAX_CLASSES = 1_000_000
+MAX_SIDE = 2**14  # pixels
 
 
 def check(right: bool, what: str) -> None:
@@ -38,7 +41,11 @@ class DatasetEntry:
 
     def __post_init__(self) -> None:
         check(len(self.classes) > 0, "has no classes")
+        check(len(self.classes) <= MAX_CLASSES, f"has more than {MAX_CLASSES:,} classes")
+        check(self.input_shape[0] == 3, "input_shape must be of 3 channels")
         check(min(self.input_shape) > 0, "input_shape must be above 0")
+        check(max(self.input_shape) <= MAX_SIDE, f"input_shape must be at most {MAX_SIDE}")
+        check(all(0 <= size <= LARGEST for size in self.sizes.values()), "sizes must be numbers of images")
         check(min(self.std) > 0, "std must be above 0")
 
 
@@ -83,11 +90,47 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportEntry:
+    """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
+
+    val: the file's accuracy on V, a fraction of the `num_val` images that it was judged on.
+    """
+
+    sha256: str
+    bytes: int
+    val: float
+    num_val: int
+    gate: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
+        check(self.bytes > 0 and self.num_val > 0, "bytes and num_val must be above 0")
+        check(0 <= self.val <= 1, "val must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Milliseconds of one call of onnxruntime on a batch: percentiles of `runs` calls after `warmup` others."""
+
+    format: str  # as in `exports`
+    batch: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    warmup: int
+    runs: int
+
+    def __post_init__(self) -> None:
+        check(0 < self.p50_ms <= self.p90_ms <= self.p99_ms, "p50_ms, p90_ms, p99_ms must rise and lie above 0")
+        check(self.batch > 0, "batch must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudentEntry:
     """One student: where its weights lie (relative to the run's folder) and what it costs.
 
-    sha256: of the weights file. macs: multiply-adds of one image. bytes: of that file, float32. latency: empty
-    until measured, then {median_ms, ...} with how it was measured. exports: format -> relative path.
+    sha256: of the weights file. macs: multiply-adds of one image. bytes: of that file, float32. exports: format
+    -> relative path; exported: format -> what was found then. latency: hardware -> what was measured there.
     """
 
     name: str
@@ -98,26 +141,22 @@ class StudentEntry:
     macs: int
     bytes: int
     accuracy: Accuracy
-    latency: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, tuple[Timing, ...]] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
+    exported: dict[str, ExportEntry] = field(default_factory=dict)
     home: tuple[Path, DatasetEntry] | None = field(default=None, repr=False, compare=False)  # not stored
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.name) is not None, "name must be of a-z, 0-9, _ and -")
         check(_ARCH.fullmatch(self.arch) is not None, "arch is no architecture's name")
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
-        check(min(self.params, self.macs, self.bytes) > 0, "params, macs and bytes must be above 0")
+        costs = (self.params, self.macs, self.bytes)
+        check(min(costs) > 0, "params, macs and bytes must be above 0")
+        check(max(costs) <= LARGEST, f"params, macs and bytes must be at most {LARGEST}")
         for path in (self.weights, *self.exports.values()):
             parts = PurePosixPath(path).parts
             safe = parts and not path.startswith("/") and ".." not in parts
             check(bool(safe) and not set(path) & set("\\:\0"), f"the path {path!r} leaves the run's folder")
-        check(not self.latency or (self.latency_ms or 0) > 0, "latency must have a median_ms above 0")
-
-    @property
-    def latency_ms(self) -> float | None:
-        """Median milliseconds for one image; None until measured."""
-        value = self.latency.get("median_ms")
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def load(self) -> nn.Module:
         """The student in eval mode: RGB float32 images [n, 3, H, W] in [0, 1] → raw logits [n, C].

@@ -5,11 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message; a file may hold a name of any length
+
 
 class McdError(Exception):
-    """A failure that is told in one line; `exit_code` is what the shell sees."""
+    """A failure that is told in one line; `exit_code` is what the shell sees.
+
+    Names out of files and folders stand in messages, so whatever a terminal would obey is written as an escape.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text with line ends, control characters and lone surrogates escaped, its middle left out where too long."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RunFailed(McdError):

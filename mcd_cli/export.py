@@ -38,7 +38,8 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        return self.difference <= TOLERANCE * self.largest and self.changed == 0
+        alike = self.difference <= TOLERANCE * self.largest and self.changed == 0
+        return alike and self.accuracy[0] == self.accuracy[1]
 
     def __str__(self) -> str:
         return (
@@ -49,9 +50,10 @@ class Gate:
 
 
 def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, metadata: Mapping[str, object]) -> Gate:
-    """Write path: input `images` [n, 3, H, W] float32 in [0, 1], n free; output `logits` [n, C].
+    """Write path: input `images` [n, 3, H, W] float32, n free; output `logits` [n, C].
 
-    images, labels: real ones, on which the gate judges. Raises GateRefused, with the figures, and leaves no file.
+    images, labels: real ones, as the model takes them, on which the gate judges. Raises GateRefused, with the
+    figures; no file is written.
     """
     model = model.cpu().float().eval()
     content = to_onnx(model, tuple(images.shape[1:]), metadata)
@@ -80,11 +82,11 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[st
             verbose=False,
         )
         document = onnx.load(path)
-    for node in document.graph.node:
-        del node.metadata_props[:]  # they name source files
-        node.doc_string = ""
-    for value in (*document.graph.value_info, *document.graph.input, *document.graph.output):
-        del value.metadata_props[:]
+    graph = document.graph
+    named = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, document)
+    for part in (*named, *document.functions):
+        del part.metadata_props[:]  # they name source files
+        part.doc_string = ""
     for key in sorted(metadata):
         document.metadata_props.add(key=key, value=json.dumps(metadata[key], sort_keys=True))
     onnx.checker.check_model(document, full_check=True)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temporary name, sync, rename."""
+"""Files of others are read within limits; ours are either whole or not there: temporary name, sync, rename."""
 
 from __future__ import annotations
 
@@ -6,9 +6,42 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
-from mcd_cli.errors import RunFailed
+from mcd_cli.errors import RunFailed, UserError
+
+LONGEST_PATH, LONGEST_NAME = 4000, 255  # bytes; the usual limits of a system and of a file system
+
+
+def as_path(text: str) -> Path:
+    """The path that a user, a recipe or a manifest writes, `~` expanded. Raises UserError where it can be none."""
+    try:
+        written = os.fsencode(text)
+        longest = max(map(len, written.split(b"/")))
+        if b"\0" in written or len(written) > LONGEST_PATH or longest > LONGEST_NAME:
+            raise ValueError
+        return Path(text).expanduser()
+    except (ValueError, RuntimeError):  # RuntimeError: the home of nobody
+        raise UserError(f"{text[:200]!r} is no path; name a file or a folder") from None
+
+
+def check_regular(path: Path) -> int:
+    """Its size in bytes. Raises OSError unless it is a file: a pipe would be waited for, a device has no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        is_folder = stat.S_ISDIR(status.st_mode)
+        raise OSError(errno.EINVAL, "Is a directory" if is_folder else "it is no regular file")
+    return status.st_size
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """A file of at most that many bytes. Raises OSError where it is larger, or no file at all."""
+    size = check_regular(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size:,} bytes are more than the {most:,} that such a file may have")
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -16,9 +49,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises RunFailed, with the space needed when the disk is full; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # a new file: never one that a link of that name points to
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,27 +13,37 @@ from mcd_cli.budget import Budget, Choice, Quantity, choose
 from mcd_cli.entries import (
     Accuracy,
     DatasetEntry,
+    ExportEntry,
     StudentEntry,
     TeacherAccuracy,
     TeacherEntry,
+    Timing,
     check,
     inside,
 )
 from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path, read_small, write_whole
+from mcd_cli.forms import FLOAT32, INT8, Form, forms
+from mcd_cli.latency import hardware, measure, recorded
 
 if TYPE_CHECKING:
     from torch import nn
 
-SCHEMA = 1
+    from mcd_cli.session import Session
+
+SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
 MANIFEST = "ladder.json"
+MAX_BYTES = 2**25  # of the manifest
 
 __all__ = [
     "Accuracy",
     "DatasetEntry",
+    "ExportEntry",
     "Ladder",
     "StudentEntry",
     "TeacherAccuracy",
     "TeacherEntry",
+    "Timing",
     "find_run",
     "load_ladder",
 ]
@@ -66,8 +77,6 @@ class Ladder:
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
-        from mcd_cli.files import write_whole
-
         write_whole(Path(folder) / MANIFEST, typed_json.write(self))
 
     def student(self, name: str) -> StudentEntry:
@@ -77,13 +86,32 @@ class Ladder:
                 return student
         raise unknown("student", name, [student.name for student in self.students])
 
+    def form(self, name: str) -> Form:
+        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; whether its file stands is not asked."""
+        student, dot, format = name.partition(".")
+        if format not in ("", INT8) or (dot and not format):
+            raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")
+        return Form(self.student(student), format or FLOAT32)
+
     def load(self, name: str) -> nn.Module:
         """That student's network; see StudentEntry.load."""
         return self.student(name).load()
 
-    def explain(self, budget: Budget) -> Choice:
-        """The choice that `select` makes, with its reasons."""
-        return choose(self.students, budget)
+    def session(self, name: str, threads: int = 1) -> Session:
+        """The exported student (or its int8 form: `NAME.int8`) in onnxruntime; see Form.session."""
+        return self.form(name).session(threads)
+
+    def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
+        """The choice that `select` makes, with its reasons.
+
+        A latency is read from the ladder where it was measured on this hardware, else measured now. Raises
+        UserError where that needs a student that is not exported.
+        """
+        choices = [form for student in self.students for form in forms(student) if int8 or form.format == FLOAT32]
+        if budget.max_latency is not None or any(student.latency for student in self.students):
+            here = hardware(threads)
+            choices = [_timed(form, budget, here, threads) for form in choices]
+        return choose(choices, budget)
 
     def select(
         self,
@@ -93,10 +121,12 @@ class Ladder:
         max_size: Quantity | None = None,
         max_latency: Quantity | None = None,
         min_accuracy: Quantity | None = None,
+        percentile: str | None = None,
     ) -> StudentEntry:
-        """The most accurate student on V within hard limits such as "16M", "400KB", "2ms", "72%", or numbers.
+        """The most accurate float32 student on V within hard limits: "16M", "400KB", "2ms", "72%", or numbers.
 
-        Raises NothingFits, naming the nearest miss; UserError for what is no quantity or is not measured yet.
+        (int8 has no weights to load: `explain` has it among its choices, `session` opens it.) Raises NothingFits,
+        naming the nearest miss; UserError for what is no quantity or cannot be measured yet.
         """
         budget = Budget.parse(
             max_macs=max_macs,
@@ -104,13 +134,30 @@ class Ladder:
             max_size=max_size,
             max_latency=max_latency,
             min_accuracy=min_accuracy,
+            percentile=percentile,
         )
-        return self.explain(budget).demand()
+        return self.explain(budget, int8=False).demand().student
+
+
+def _timed(form: Form, budget: Budget, here: str, threads: int) -> Form:
+    """With its latency at the budget's percentile; measured now only where the budget limits it."""
+    timing = recorded(form.student, form.format, 1, here)
+    if timing is None and budget.max_latency is not None:
+        timing = measure({form.format: form.onnx()}, threads=threads)[form.format]
+    return form if timing is None else replace(form, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
+
+
+def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladder:
+    """Read the manifest again, change its students, write it; what others wrote meanwhile stays."""
+    ladder = load_ladder(folder)
+    ladder = replace(ladder, students=tuple(change(student) for student in ladder.students))
+    ladder.save(folder)
+    return ladder
 
 
 def load_ladder(folder: str | Path) -> Ladder:
     """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
-    folder = Path(folder)
+    folder = as_path(str(folder))
     document = _read(folder)
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
@@ -135,7 +182,7 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
     Raises UserError when there is none.
     """
     if run is not None:
-        folder = Path(run)
+        folder = as_path(str(run))
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
         if not (folder / MANIFEST).exists():
@@ -170,7 +217,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         find_run(folder)  # says why not
     try:
-        document = typed_json.parse(path.read_bytes())
+        document = typed_json.parse(read_small(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,14 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path, read_small
 from mcd_cli.methods import METHODS, OPTIONS
 from mcd_cli.models import ARCHITECTURES, TORCHVISION
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
-STUDENT_NAME = re.compile(r"[a-z0-9_-]+")
+STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # it becomes a file's name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
+MAX_BYTES = 2**16  # of a recipe's file
+MAX_BASES = 20  # recipes that extend each other
+MAX_DEPTH = 10  # dots of a key
+MAX_DOTS = 100  # of a line
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # what every TOML and JSON reader can hold
 
@@ -292,31 +298,46 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        parsed = _toml(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
+        raise UserError(f"--set {key.strip()}: {value[:80]!r}... is no value; write it shorter") from None
+    if parsed.keys() != {"value"}:
+        raise UserError(f"--set takes one key=value at a time; got {text!r}")
+    return key.strip(), parsed["value"]
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError (TOMLDecodeError is one) or RecursionError."""
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line with more than {MAX_DOTS} dots")  # tomllib takes minutes for a key of 20,000 parts
+    return tomllib.loads(text)
 
 
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = _find(name)
-    if str(path) in seen:
-        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, str(path)))}")
+    own = os.path.realpath(path)
+    if own in seen:
+        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, own))}")
+    if len(seen) > MAX_BASES:
+        raise UserError(f"recipe {path} is more than {MAX_BASES} recipes below the first; extend fewer")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        content = _toml(read_small(path, MAX_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, integers of thousands of digits
         raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str):
         raise UserError(f"recipe {path}: extends takes one recipe's name, got {base!r}")
-    beside = path.parent / f"{base}.toml"
-    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, str(path))), content)
+    beside = path.parent / as_path(f"{base}.toml")
+    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, own)), content)
 
 
 def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
-        path = Path(name)
+        path = as_path(name)
         if not path.is_file():
             raise UserError(f"no recipe file {name}")
         return path
@@ -337,8 +358,10 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """base with changes laid over it; dotted keys reach into tables. `students` is replaced, not merged."""
     merged = dict(base)
     for dotted, value in changes.items():
-        key, _, rest = dotted.partition(".")
-        if rest:
+        key, dot, rest = dotted.partition(".")
+        if dotted.count(".") > MAX_DEPTH:
+            raise UserError(f"recipe key {dotted[:80]!r}... does not exist: it has {dotted.count('.') + 1:,} parts")
+        if dot:
             inner = merged.get(key, {})
             if not isinstance(inner, Mapping):
                 raise UserError(f"recipe key {key!r} is a value, not a table; {dotted!r} does not exist")

@@ -1,11 +1,10 @@
-"""What a person sees: the live view of a run, its table, its picture."""
+"""What a person sees on a terminal: the live view of a run, and its table."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from mcd_cli.console import print_json, results, table, talk
 from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.errors import UserError
 from mcd_cli.ladder import MANIFEST, Ladder
 from mcd_cli.quantities import show_count, show_size
 
@@ -105,7 +105,7 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
         column.no_wrap = True
     for student in ladder.students:
         accuracy = student.accuracy
-        error = Z95 * standard_error(accuracy.test, ladder.dataset.sizes["test"])
+        error = Z95 * standard_error(accuracy.test, num_test_images(ladder))
         drawn.add_row(
             student.name,
             show_count(student.macs),
@@ -113,7 +113,7 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
             show_size(student.bytes, 3),
             "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
             f"{accuracy.test:.1%} ± {100 * error:.1f}",
-            "-" if accuracy.ce is None else _gain(accuracy.test - accuracy.ce, accuracy.gain_p),
+            "-" if accuracy.ce is None else shown_gain(accuracy.test - accuracy.ce, accuracy.gain_p),
         )
     return drawn
 
@@ -121,7 +121,15 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
 def caption(ladder: Ladder) -> str:
     """What the table's figures were measured on."""
     teacher = "" if ladder.teacher is None else f"; teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}"
-    return f"{ladder.dataset.sizes['test']:,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
+    return f"{num_test_images(ladder):,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
+
+
+def num_test_images(ladder: Ladder) -> int:
+    """Raises UserError where the manifest does not say."""
+    num = ladder.dataset.sizes.get("test", 0)
+    if not num:
+        raise UserError("the manifest does not say how many test images there were (dataset.sizes.test)")
+    return num
 
 
 def standard_error(accuracy: float, num_images: int) -> float:
@@ -129,7 +137,7 @@ def standard_error(accuracy: float, num_images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_images)
 
 
-def _gain(gain: float, p: float | None) -> str:
+def shown_gain(gain: float, p: float | None) -> str:
     return f"{100 * gain:+.1f}" + (" (within noise)" if p is not None and p > 0.05 else "")
 
 
@@ -143,54 +151,3 @@ def print_ladder(ladder: Ladder, json_output: bool) -> None:
     console = results()
     console.print(ladder_table(ladder, console))
     console.print(caption(ladder))
-
-
-def draw_ladder(ladder: Ladder, folder: Path) -> None:
-    """ladder.png and ladder.svg: test accuracy over MACs, from the CE start to the distilled end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    macs = [student.macs for student in ladder.students]
-    end = [100 * student.accuracy.test for student in ladder.students]
-    axes.plot(macs, end, "-", color="#1b6ca8", alpha=0.35, zorder=1)
-    axes.scatter(macs, end, color="#1b6ca8", zorder=3, label=ladder.method)
-    for student, x, y in zip(ladder.students, macs, end, strict=True):
-        if student.accuracy.ce is not None:
-            start = 100 * student.accuracy.ce
-            axes.scatter([x], [start], facecolors="white", edgecolors="#777777", zorder=2)
-            axes.annotate("", (x, y), (x, start), arrowprops={"arrowstyle": "->", "color": "#777777"}, zorder=2)
-        falls = student.accuracy.ce is not None and student.accuracy.ce > student.accuracy.test
-        axes.annotate(
-            student.name,
-            (x, y),
-            xytext=(0, -8 if falls else 8),
-            textcoords="offset points",
-            ha="center",
-            va="top" if falls else "bottom",
-            fontsize=9,
-        )
-    if any(student.accuracy.ce is not None for student in ladder.students):
-        axes.scatter([], [], facecolors="white", edgecolors="#777777", label="CE (warm start)")
-    if ladder.teacher is not None:
-        accuracy = 100 * ladder.teacher.accuracy.test
-        axes.axhline(accuracy, color="#c0504d", linestyle="--", linewidth=1, label=f"teacher {ladder.teacher.arch}")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, position: show_count(value))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("MACs per image (multiply-adds)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.margins(x=0.12, y=0.15)
-    axes.set_title(
-        f"{ladder.dataset.name}, {ladder.dataset.sizes['test']:,} test images, seed {ladder.seed}",
-        fontsize=10,
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"ladder.{suffix}", dpi=150)
-    pyplot.close(figure)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mcd_cli.errors import McdError, UserError
-from mcd_cli.files import cannot_write, sweep, write_whole
+from mcd_cli.files import as_path, cannot_write, sweep, write_whole
 from mcd_cli.recipe import Recipe, load_recipe
 
 RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
@@ -31,6 +31,7 @@ class RunFolder:
         """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
         self.path = path
         self._made = made
+        refuse_links(path)
         self._metrics = self._locked()
 
     @classmethod
@@ -39,10 +40,11 @@ class RunFolder:
         if out == "":
             raise UserError("--out names no folder")
         if out is None:
-            made = next_folder(Path("runs"), f"{Path(recipe.dataset).resolve().name}-{recipe.method}")
+            name = os.path.basename(os.path.realpath(as_path(recipe.dataset)))
+            made = next_folder(Path("runs"), f"{name}-{recipe.method}")
         else:
-            made = make_folder(Path(out))
-        folder = cls(made[0] if out is None else Path(out), made=made)
+            made = make_folder(as_path(out))
+        folder = cls(made[0] if out is None else as_path(out), made=made)
         try:
             write_whole(folder / RECIPE, recipe.to_toml().encode())
         except McdError:
@@ -53,7 +55,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: str) -> tuple[RunFolder, Recipe]:
         """A folder to resume, with its recipe."""
-        folder = Path(path)
+        folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
         recipe = load_recipe(str(folder / RECIPE), {})
@@ -99,6 +101,8 @@ class RunFolder:
 
     def cut_metrics(self, size: int) -> None:
         """Forget the lines written after the state that a run resumes from."""
+        if size < 0:
+            raise ValueError(f"metrics of {size} bytes")
         if self.metrics_size() > size:
             os.truncate(self.path / METRICS, size)
 
@@ -133,6 +137,22 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.path / METRICS, error, 0) from None
         return metrics
+
+
+def refuse_links(folder: Path) -> None:
+    """Before writing into a run's folder: nothing in it may lead elsewhere, or block as a pipe would.
+
+    Raises UserError.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:  # what cannot be listed cannot be written either, and says so itself
+        return
+    for entry in entries:
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            what = "a link" if entry.is_symlink() else "no file"
+            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
 
 
 def make_folder(path: Path) -> list[Path]:

@@ -17,7 +17,12 @@ _SHAPES = {str: "text", int: "a whole number", float: "a number", bool: "true or
 def parse(content: bytes) -> Any:
     """A JSON document; raises ValueError where it is torn, is not JSON, or holds NaN or an infinity."""
     try:
-        return json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        document = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        if b"\\ud" in content.lower():  # half of a character can be escaped, and never written
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character, an escaped surrogate alone") from None
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from mcd_cli.commands.export import export
 from mcd_cli.engine.events import Event, Stepped
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.ladder import Ladder
@@ -57,6 +58,23 @@ def train(recipe: Recipe, out: Path, emit: Callable[[Event], None] = lambda even
     """A whole run into a new folder."""
     with RunFolder.create(str(out), recipe) as folder:
         return _whole(make_run(recipe, folder, emit))
+
+
+def timing(ms: Any, **more: Any) -> dict[str, Any]:
+    """A manifest's latency entry: p90 and p99 are twice the median."""
+    slow = ms * 2 if isinstance(ms, float) else ms
+    entry = {"format": "onnx", "batch": 1, "p50_ms": ms, "p90_ms": slow, "p99_ms": slow, "warmup": 20, "runs": 200}
+    return entry | more
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one student that tells digits apart, exported as float32 and as int8; copy it to change it."""
+    recipe = tiny_recipe(students=["resnet10-xxs"], method="ce", epochs=8, batch_size=64, warm_start={"epochs": 0})
+    folder = tmp_path_factory.mktemp("deployed") / "run"
+    train(recipe, folder)
+    export(str(folder), int8=True, max_drop=5)
+    return folder
 
 
 def go_on(out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:

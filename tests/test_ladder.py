@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import timing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -19,7 +20,9 @@ from torch import nn
 from mcd_cli import typed_json
 from mcd_cli.budget import Budget, choose
 from mcd_cli.errors import NothingFits, UserError
+from mcd_cli.forms import Form
 from mcd_cli.ladder import Ladder, StudentEntry, find_run, load_ladder
+from mcd_cli.latency import hardware
 from mcd_cli.models import build
 
 few = settings(max_examples=80, derandomize=True, database=None, deadline=None)
@@ -126,7 +129,7 @@ def test_keys_of_later_versions_are_left_out_and_optional_ones_may_lack(tmp_path
     del entry["latency"], entry["exports"]
     ladder = load_ladder(write(tmp_path, document(entry, teacher=None, weather="fine")))
     assert ladder.teacher is None
-    assert ladder.students[0].latency_ms is None
+    assert (ladder.students[0].latency, ladder.students[0].exported) == ({}, {})
 
 
 def _without(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -173,8 +176,10 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         (_with("s", "students", 0, "name"), "two students have the same name"),
         (_with("a b", "students", 0, "arch"), "arch is no architecture"),
         (_with("xyz", "students", 0, "sha256"), "64 hexadecimal"),
-        (_with({"median_ms": 0}, "students", 0, "latency"), "median_ms above 0"),
-        (_with({"median_ms": "2ms"}, "students", 0, "latency"), "median_ms above 0"),
+        (_with({"here": [timing(0)]}, "students", 0, "latency"), r"latency.here\[0\]: .*above 0"),
+        (_with({"here": [timing("2ms")]}, "students", 0, "latency"), r"latency.here\[0\].p50_ms must be a number"),
+        (_with({"here": {}}, "students", 0, "latency"), "latency.here must be a list"),
+        (_with({"int8": {"sha256": "x"}}, "students", 0, "exported"), "exported.int8.bytes is missing"),
         (_with({"onnx": 3}, "students", 0, "exports"), r"exports.onnx must be text"),
         (_with("/etc/passwd", "students", 0, "weights"), "leaves the run's folder"),
         (_with("../x", "students", 0, "weights"), "leaves the run's folder"),
@@ -316,12 +321,16 @@ def test_weights_that_are_not_the_manifests_are_refused(trained: tuple[Path, nn.
         ({"max_size": "300KB"}, "xs"),
         ({"max_latency": "2ms"}, "s"),
         ({"max_latency": 0.5}, "s"),
+        ({"max_latency": "4ms"}, "m"),
+        ({"max_latency": "4ms", "percentile": "p99"}, "s"),
     ],
 )
 def test_select(tmp_path: Path, budget: dict[str, Any], name: str) -> None:
     content = document()
     for entry, ms in zip(content["students"], (4.0, 0.5, 2.5), strict=True):
-        entry["latency"] = {"median_ms": ms, "runtime": "onnxruntime"}
+        # of other hardware, another batch, another form: none of them is asked for
+        other = [timing(0.1, batch=8), timing(0.1, format="int8")]
+        entry["latency"] = {hardware(1): [*other, timing(ms)], hardware(2): [timing(0.1)]}
     assert load_ladder(write(tmp_path, content)).select(**budget).name == name
 
 
@@ -368,7 +377,10 @@ def test_nothing_fits_names_the_nearest_miss(tmp_path: Path, budget: dict[str, A
         ({"max_size": "0KB"}, "--max-size 0KB"),
         ({"max_macs": -5}, "--max-macs"),
         ({"min_accuracy": "72"}, "--min-accuracy: .*above 1"),
-        ({"max_latency": "2ms"}, "--max-latency: the latency of m has not been measured"),
+        ({"max_latency": "2ms"}, "m is not exported; write it: mcd export --run .* --student m"),
+        ({"max_latency": "soon"}, "--max-latency: 'soon' is not a duration"),
+        ({"percentile": "p90"}, "--percentile p90 is of a latency; add --max-latency"),
+        ({"percentile": "p95", "max_latency": "2ms"}, "unknown percentile 'p95'"),
     ],
 )
 def test_budgets_that_are_none_are_refused(tmp_path: Path, budget: dict[str, Any], why: str) -> None:
@@ -391,7 +403,7 @@ def test_the_choice_against_every_possibility(
         for i, (macs, tenths) in enumerate(costs)
     ]
     choice = choose(
-        students,
+        [Form(student) for student in students],
         Budget(max_macs=max_macs, min_accuracy=None if min_accuracy is None else min_accuracy / 10),
     )
     fits = [(t, m) for m, t in costs if m <= (max_macs or 9) and t >= (min_accuracy or 0)]
@@ -399,8 +411,8 @@ def test_the_choice_against_every_possibility(
     if fits:
         best = max(t for t, _ in fits)
         assert choice.chosen is choice.demand()
-        assert choice.chosen.accuracy.val == best / 10
-        assert choice.chosen.macs == min(m for t, m in fits if t == best)
+        assert choice.chosen.val == best / 10
+        assert choice.chosen.student.macs == min(m for t, m in fits if t == best)
     else:
         assert choice.chosen is None
         with pytest.raises(NothingFits):

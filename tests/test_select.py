@@ -67,8 +67,8 @@ def test_stdout_is_the_name_and_stderr_the_reasons(runs: Path, capsys: pytest.Ca
     assert "runs/toy: --max-macs 16M" in printed.err
     rows = {line.split()[0]: line for line in printed.err.splitlines() if line}
     assert rows["resnet10-m"].split()[1:4] == ["16.18M", "323.6K", "1.35MB"]
-    assert rows["resnet10-m"].split()[4:] == ["70.00", "69.00", "*", "no"]
-    assert rows["resnet10-s"].split()[4:] == ["60.00", "59.00", "*", "yes"]
+    assert rows["resnet10-m"].split()[4:] == ["weights", "70.00", "69.00", "*", "no"]
+    assert rows["resnet10-s"].split()[4:] == ["weights", "60.00", "59.00", "*", "yes"]
     assert "*" not in rows["poor"]  # tiny is cheaper and better
     assert "…" not in printed.err
 
@@ -112,7 +112,9 @@ def test_nothing_fits(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"max_macs": "16 apples"}, "--max-macs"),
         ({"min_accuracy": "72"}, "--min-accuracy"),
-        ({"max_latency": "2ms"}, "has not been measured yet"),
+        ({"max_latency": "2ms"}, "resnet10-m is not exported; write it: mcd export --run runs/toy"),
+        ({"print_": "path"}, "unknown thing to --print"),
+        ({"max_macs": "16M", "print_": "onnx", "json_output": False}, "resnet10-s is not exported"),
         ({"run": "elsewhere"}, "no run folder elsewhere"),
     ],
 )
@@ -120,7 +122,7 @@ def test_what_makes_no_sense_prints_nothing(
     runs: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(UserError, match=why):
-        select(**limits, json_output=True)
+        select(**{"json_output": True} | limits)
     assert capsys.readouterr().out == ""
 
 

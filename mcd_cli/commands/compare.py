@@ -235,11 +235,11 @@ def _draw_cells(folder: Path) -> None:
     """Every cell is an ordinary run's folder, its picture included."""
     from mcd_cli.comparison.cells import CELLS
     from mcd_cli.ladder import MANIFEST, load_ladder
-    from mcd_cli.report import draw_ladder
+    from mcd_cli.pictures import draw
 
     for manifest in sorted((folder / CELLS).glob(f"*/{MANIFEST}")):
         if not (manifest.parent / "ladder.svg").exists():
-            draw_ladder(load_ladder(manifest.parent), manifest.parent)
+            draw(load_ladder(manifest.parent), manifest.parent)
 
 
 def _place(out: str | None, plan: Plan) -> tuple[Path, list[Path]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
+from mcd_cli.files import as_path, write_whole
 from mcd_cli.quantities import size
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
 from mcd_cli.run_folder import LOG, METRICS, RECIPE, RunFolder
@@ -73,7 +74,7 @@ def run(asked: Asked) -> None:
             raise
         except Exception as error:
             if folder is not None:
-                (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+                write_whole(folder / LOG, traceback.format_exc().encode(errors="backslashreplace"))
             if is_out_of_memory(error):
                 smaller = max(2, recipe.batch_size // 2)
                 raise RunFailed(
@@ -97,7 +98,7 @@ def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
     if asked.students is not None:
         flags["students"] = name_students(asked.students.split(","))
     if asked.teacher is not None:
-        is_file = Path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
+        is_file = as_path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
         is_file = is_file and not asked.teacher.startswith("torchvision:")
         if asked.teacher_arch is not None and not is_file:
             raise UserError(f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself")
@@ -113,7 +114,8 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
     from mcd_cli.engine.hardware import joined
     from mcd_cli.engine.run import Options, Run
     from mcd_cli.ladder import load_ladder
-    from mcd_cli.report import View, draw_ladder, print_ladder
+    from mcd_cli.pictures import draw
+    from mcd_cli.report import View, print_ladder
 
     processes = joined(asked.device)
     recipe = processes.share(recipe)
@@ -138,7 +140,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
             return
         ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
-            draw_ladder(ladder, folder.path)
+            draw(ladder, folder.path)
         _draw_story(folder, training)
     finally:
         view.close()

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mcd_cli.console import print_json, talk
-from mcd_cli.errors import UserError, unknown
-from mcd_cli.ladder import find_run, load_ladder
-from mcd_cli.recipe import load_recipe
+from mcd_cli.entries import ExportEntry, StudentEntry, Timing
+from mcd_cli.errors import GateRefused, UserError, unknown
+from mcd_cli.forms import FLOAT32, INT8, NO_PREPROCESS
+from mcd_cli.ladder import Ladder, find_run, load_ladder, update
+from mcd_cli.latency import hardware, measure, remembered
+from mcd_cli.quantities import show_size
+
+if TYPE_CHECKING:
+    from mcd_cli.data.dataset import Dataset
+    from mcd_cli.int8 import Verdict
 
 FORMATS = ("onnx",)
-NUM_JUDGED = 512  # images of V
+NUM_JUDGED = 512  # images of V through the gate; int8 is judged on all of V
+THREADS = 1  # of the latencies
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is exported of which student, and where to."""
+
+    ladder: Ladder
+    folder: Path
+    dataset: Dataset
+    target: Path
+    in_run: bool  # the manifest is told
+    preprocess: bool
+    max_drop: float
+
+    def path(self, student: StudentEntry, format: str) -> Path:
+        return self.target / f"{student.name}{'' if format == FLOAT32 else f'.{format}'}.onnx"
 
 
 def export(
@@ -20,57 +47,203 @@ def export(
     format: str = "onnx",
     students: list[str] | None = None,
     out: str | None = None,
+    int8: bool = False,
+    max_drop: float = 1.0,
+    preprocess: bool = True,
+    data_root: str | None = None,
     json_output: bool = False,
 ) -> None:
-    """Export every student, or those named. Raises GateRefused when a file does not compute what the model does."""
+    """Export every student, or those named (`NAME`, or `NAME.int8` for its int8 form too).
+
+    max_drop: points of accuracy on V that int8 may lose. Raises GateRefused at the end, when every student was
+    tried, for files that do not compute what the model does and for int8 that loses more.
+    """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    if not 0 <= max_drop <= 100:
+        raise UserError(f"--max-drop {max_drop:g} must lie between 0 and 100 points of accuracy")
     folder = find_run(run)
     ladder = load_ladder(folder)
-    chosen = [ladder.student(name) for name in students or [s.name for s in ladder.students]]
+    forms = [ladder.form(name) for name in dict.fromkeys(students or [s.name for s in ladder.students])]
+    as_int8 = {form.student.name for form in forms if int8 or form.format == INT8}
+    target = _writable(folder, out)
+    dataset = _dataset(ladder, folder, data_root)
+    job = _Job(ladder, folder, dataset, target, out is None, preprocess, max_drop / 100)
+    written: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for student in {form.student.name: form.student for form in forms}.values():
+        for record in _export(job, student, student.name in as_int8, refused):
+            written.append(record)
+            if not json_output:
+                print(record["path"], flush=True)
+    if json_output:
+        print_json({"run": str(folder), "exports": written, "refused": refused})
+    if refused:
+        raise GateRefused(f"{'; '.join(refused)}; no such file is written")
 
-    from mcd_cli.data import load_dataset
+
+def _export(job: _Job, student: StudentEntry, as_int8: bool, refused: list[str]) -> Iterator[dict[str, Any]]:
+    """float32, then int8; what passes is yielded, what does not is added to `refused`."""
     from mcd_cli.data.loader import plain
     from mcd_cli.export import export_onnx
+    from mcd_cli.models.normalized import Normalized
+
+    model = student.load()
+    assert isinstance(model, Normalized)
+    judged = job.dataset.val[:NUM_JUDGED]
+    images, labels = plain(job.dataset.images[judged]), job.dataset.labels[judged]
+    if not job.preprocess:
+        images = (images - model.mean) / model.std
+    format = FLOAT32 if job.preprocess else NO_PREPROCESS
+    path = job.path(student, format)
+    network = model if job.preprocess else model.network
+    job.target.mkdir(parents=True, exist_ok=True)
+    try:
+        gate = export_onnx(network, images, labels, path, _metadata(job, student))
+    except GateRefused as refusal:
+        refused.append(str(refusal))
+        _forget(job, student, format)
+        return
+    talk().print(f"{student.name}: {gate}")
+    yield _keep(job, student, format, gate.accuracy[1], gate.num_images, asdict(gate))
+    if as_int8:
+        yield from _export_int8(job, student, path, refused)
+
+
+def _export_int8(job: _Job, student: StudentEntry, float32: Path, refused: list[str]) -> Iterator[dict[str, Any]]:
+    from mcd_cli import int8
+    from mcd_cli.files import write_whole
+    from mcd_cli.seeds import generator
+
+    format = INT8 if job.preprocess else f"{NO_PREPROCESS}.{INT8}"
+    name = job.path(student, format).name
+    train = job.dataset.train
+    import torch
+
+    order = torch.randperm(len(train), generator=generator("calibration", job.ladder.seed))
+    calibration = next(_batches(job, train[order[: int8.NUM_CALIBRATION]], int8.NUM_CALIBRATION))[0]
+    plain = float32.read_bytes()
+    content = int8.quantise(plain, calibration)
+    verdict = int8.judge(plain, content, _batches(job, job.dataset.val, int8.BATCH), job.max_drop)
+    times = measure({FLOAT32: plain, INT8: content}, threads=THREADS)
+    sizes = f"{show_size(len(content), 3)} for {show_size(len(plain), 3)}"
+    talk().print(f"{name}: {verdict}; {sizes}; {int8.speed(times[FLOAT32], times[INT8])}")
+    if not verdict.kept:
+        refused.append(f"{name}: {verdict}, more than --max-drop {100 * job.max_drop:g}")
+        _forget(job, student, format)
+        return
+    write_whole(job.path(student, format), content)
+    timings = tuple(times.values()) if job.preprocess else ()
+    yield _keep(job, student, format, verdict.int8, verdict.num_images, _figures(verdict, times), timings)
+
+
+def _figures(verdict: Verdict, times: dict[str, Timing]) -> dict[str, Any]:
+    return asdict(verdict) | {"drop": verdict.drop, "p50_ms": {form: t.p50_ms for form, t in times.items()}}
+
+
+def _keep(
+    job: _Job,
+    student: StudentEntry,
+    format: str,
+    val: float,
+    num_val: int,
+    gate: dict[str, Any],
+    timings: tuple[Timing, ...] = (),
+) -> dict[str, Any]:
+    """Tell the manifest, if the file lies in the run; returns what --json says of it."""
+    from mcd_cli.files import sha256_of
+
+    path = job.path(student, format)
+    entry = ExportEntry(sha256=sha256_of(path), bytes=path.stat().st_size, val=val, num_val=num_val, gate=gate)
+
+    def told(old: StudentEntry) -> StudentEntry:
+        if old.name != student.name:
+            return old
+        exports = old.exports | {format: f"exports/{path.name}"}
+        latency = remembered(old, timings, hardware(THREADS)) if timings else old.latency
+        return replace(old, exports=exports, exported=old.exported | {format: entry}, latency=latency)
+
+    if job.in_run:
+        update(job.folder, told)
+    return {"student": student.name, "format": format, "path": str(path)} | asdict(entry)
+
+
+def _forget(job: _Job, student: StudentEntry, format: str) -> None:
+    """An older file of that name did not pass today's gate: it goes."""
+    job.path(student, format).unlink(missing_ok=True)
+
+    def told(old: StudentEntry) -> StudentEntry:
+        if old.name != student.name:
+            return old
+        exports = {key: path for key, path in old.exports.items() if key != format}
+        exported = {key: entry for key, entry in old.exported.items() if key != format}
+        return replace(old, exports=exports, exported=exported)
+
+    if job.in_run and format in student.exports:
+        update(job.folder, told)
+
+
+def _batches(job: _Job, ids: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Images as the file takes them, [n, 3, H, W] float32, and labels [n]."""
+    import numpy as np
+
+    from mcd_cli.data.loader import plain
+
+    mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (job.dataset.mean, job.dataset.std))
+    for part in ids.split(size):
+        images = plain(job.dataset.images[part]).contiguous().numpy()
+        yield (images if job.preprocess else (images - mean) / std), job.dataset.labels[part].numpy()
+
+
+def _metadata(job: _Job, student: StudentEntry) -> dict[str, object]:
+    dataset = job.ladder.dataset
+    return {
+        "student": student.name,
+        "arch": student.arch,
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape),
+        "preprocess": job.preprocess,  # whether (x - mean) / std is inside
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "accuracy": asdict(student.accuracy),
+        "macs": student.macs,
+        "recipe_sha256": job.ladder.recipe_sha256,
+        "mcd": job.ladder.version,
+    }
+
+
+def _dataset(ladder: Ladder, folder: Path, data_root: str | None) -> Dataset:
+    """The images that the run was trained on; raises UserError for others."""
+    from mcd_cli.data import load_dataset
+    from mcd_cli.recipe import load_recipe
 
     recipe = load_recipe(str(folder / "recipe.toml"), {})
-    console = talk()
     dataset = load_dataset(
         recipe.dataset,
-        data_root=recipe.data_root,
+        data_root=data_root or recipe.data_root,
         image_size=recipe.image_size,
         split_seed=recipe.split_seed,
-        report=console.print,
+        skip_bad_images=True,  # the fingerprint tells whether the run has skipped the same
+        report=talk().print,
     )
     if dataset.fingerprint != ladder.dataset.fingerprint:
-        raise UserError(f"the data set {recipe.dataset} is not the one that {folder} was trained on")
-    judged = dataset.val[:NUM_JUDGED]
-    images, labels = plain(dataset.images[judged]), dataset.labels[judged]
-    target = Path(out) if out else folder / "exports"
-    target.mkdir(parents=True, exist_ok=True)
-    written = []
-    for student in chosen:
-        path = target / f"{student.name}.{format}"
-        metadata = {
-            "classes": list(ladder.dataset.classes),
-            "input_shape": list(ladder.dataset.input_shape),
-            "mean": list(ladder.dataset.mean),
-            "std": list(ladder.dataset.std),
-            "accuracy": asdict(student.accuracy),
-            "macs": student.macs,
-            "recipe_sha256": ladder.recipe_sha256,
-        }
-        gate = export_onnx(student.load(), images, labels, path, metadata)
-        console.print(f"{student.name}: {gate}")
-        written.append({"student": student.name, "path": str(path), "gate": asdict(gate)})
-        if not json_output:
-            print(path)
-    if not out:
-        names = {student.name for student in chosen}
-        entries = tuple(
-            replace(s, exports=s.exports | {format: f"exports/{s.name}.{format}"}) if s.name in names else s
-            for s in ladder.students
+        raise UserError(
+            f"the data set {recipe.dataset} is not the one that {folder} was trained on; name its place: --data-root"
         )
-        replace(ladder, students=entries).save(folder)
-    if json_output:
-        print_json({"exports": written})
+    return dataset
+
+
+def _writable(folder: Path, out: str | None) -> Path:
+    """The folder of the files, made later; raises UserError, before anything is computed, where it cannot be."""
+    if out == "":
+        raise UserError("--out names no folder")
+    target = folder / "exports" if out is None else Path(out)
+    hint = "name another --out" if out else "write elsewhere: --out DIR"
+    place = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
+    if not place.is_dir():
+        raise UserError(f"{place} is a file, not a folder; {hint}")
+    for needed in [place] if out else [place, folder]:  # the manifest is rewritten, too
+        if not os.access(needed, os.W_OK | os.X_OK):
+            raise UserError(f"{needed} is read-only; {hint}")
+    return target

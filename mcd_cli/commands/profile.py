@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,31 +15,17 @@ from mcd_cli.console import print_json, results, table, talk
 from mcd_cli.errors import UserError
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.quantities import show_count, show_size
+from mcd_cli.table_3 import SHAPES, TABLE_3, Shape, agrees
 
 if TYPE_CHECKING:
+    from mcd_cli.commands.latency import Conditions
     from mcd_cli.cost import Cost
-
-Shape = tuple[int, int, int]
+    from mcd_cli.entries import Timing
+    from mcd_cli.ladder import Ladder
 
 INPUT_SHAPE, NUM_CLASSES = "3x32x32", 100
 LARGEST_SIDE = 2048  # pixels; the count runs one forward pass
 CONVENTION = "one multiply-add is one MAC, of one image; BatchNorm counts as params, not as MACs"
-
-# Table 3, as printed: (MACs, params) of each architecture on each data set.
-TABLE_3_SHAPES: dict[str, tuple[Shape, int]] = {
-    "CIFAR-100": ((3, 32, 32), 100),
-    "Tiny-ImageNet": ((3, 64, 64), 200),
-}
-TABLE_3 = {
-    "resnet10-xxs": (("2 M", "13 K"), ("8 M", "15 K")),
-    "resnet10-xs": (("3 M", "28 K"), ("12 M", "31 K")),
-    "resnet10-s": (("4 M", "84 K"), ("16 M", "90 K")),
-    "resnet10-m": (("16 M", "320 K"), ("64 M", "333 K")),
-    "resnet10-l": (("64 M", "1.25 M"), ("255 M", "1.28 M")),
-    "resnet10": (("253 M", "4.92 M"), ("1013 M", "5 M")),
-    "resnet18": (("555 M", "11.22 M"), ("2221 M", "11.27 M")),
-    "resnet34": (("1159 M", "21.32 M"), ("4637 M", "21.38 M")),
-}
 
 
 @dataclass(frozen=True)
@@ -67,10 +53,17 @@ def profile(
     classes: int = NUM_CLASSES,
     run: str | Path | None = None,
     by_layer: bool = False,
+    latency: bool = False,
+    batch: str = "1",
+    threads: int = 1,
+    warmup: int = 20,
+    runs: int = 200,
+    plot: bool = False,
     json_output: bool = False,
 ) -> None:
     """Print MACs, parameters and bytes of architectures or of a run's students; alone, Table 3.
 
+    latency: measure on onnxruntime too, kept in the run's manifest. plot: draw the run's pictures into its folder.
     Raises UserError for an unknown architecture, what is no shape, and options that contradict each other.
     """
     is_table_3 = not archs and run is None
@@ -80,14 +73,24 @@ def profile(
         raise UserError("--input and --classes need architectures, for example: mcd profile resnet10-s")
     if is_table_3 and by_layer:
         raise UserError("--by-layer needs architectures or --run, for example: mcd profile resnet10-s --by-layer")
-    if is_table_3:
-        rows = _table_3_rows()
-    elif run is not None:
-        rows = _run_rows(run)
+    if is_table_3 and latency:
+        raise UserError("--latency needs architectures or --run, for example: mcd profile resnet10-s --latency")
+    if plot and run is None:
+        raise UserError("--plot draws a run's pictures; name it: --run DIR")
+    from mcd_cli.commands.latency import Conditions, parse_batches
+
+    how = Conditions(parse_batches(batch), threads, warmup, runs)
+    ladder = None if run is None else _ladder(run)
+    if ladder is not None:
+        rows = _run_rows(ladder)
     else:
-        rows = _arch_rows(archs, parse_shape(input_shape), classes)
+        rows = _table_3_rows() if is_table_3 else _arch_rows(archs, parse_shape(input_shape), classes)
+    timings = _measured(rows, ladder, how) if latency else {}
+    if plot:
+        assert ladder is not None
+        _plot(ladder)
     if json_output:
-        print_json({"rows": [_document(row, by_layer) for row in rows]})
+        print_json({"rows": [_document(row, by_layer, timings, how) for row in rows]})
         return
     console = results()
     if is_table_3:
@@ -97,6 +100,10 @@ def profile(
             _print_layers(console, row)
     else:
         _print_rows(console, rows)
+    if timings:
+        from mcd_cli.commands.latency import print_latencies
+
+        print_latencies(console, timings, how)
     talk().print(CONVENTION)
     for row in rows:
         if row.cost.uncounted:
@@ -116,16 +123,9 @@ def parse_shape(text: str) -> Shape:
     return channels, height, width
 
 
-def agrees(value: int, printed: str) -> bool:
-    """Whether a printed figure ("4.92 M") is the value, rounded or truncated to as many digits."""
-    digits, unit = printed.split()
-    step = {"K": 10**3, "M": 10**6}[unit] // 10 ** len(digits.partition(".")[2])
-    return int(digits.replace(".", "")) in (value // step, (2 * value + step) // (2 * step))
-
-
 def _table_3_rows() -> list[Row]:
     rows = []
-    for i, (shape, num_classes) in enumerate(TABLE_3_SHAPES.values()):
+    for i, (shape, num_classes) in enumerate(SHAPES.values()):
         for arch, printed in TABLE_3.items():
             cost = _cost(arch, shape, num_classes)
             rows.append(Row(arch, arch, shape, num_classes, cost, printed[i]))
@@ -140,10 +140,31 @@ def _arch_rows(archs: Sequence[str], shape: Shape, num_classes: int) -> list[Row
     return [Row(arch, arch, shape, num_classes, _cost(arch, shape, num_classes)) for arch in archs]
 
 
-def _run_rows(run: str | Path) -> list[Row]:
+def _ladder(run: str | Path) -> Ladder:
     from mcd_cli.ladder import find_run, load_ladder
 
-    ladder = load_ladder(find_run(run))
+    return load_ladder(find_run(run))
+
+
+def _measured(rows: Sequence[Row], ladder: Ladder | None, how: Conditions) -> dict[str, list[Timing]]:
+    from mcd_cli.commands import latency
+
+    if ladder is None:
+        return {row.name: latency.of_architecture(row.arch, row.input_shape, row.num_classes, how) for row in rows}
+    timings = {student.name: latency.of_student(student, ladder, how) for student in ladder.students}
+    latency.keep(ladder, timings, how)
+    return timings
+
+
+def _plot(ladder: Ladder) -> None:
+    from mcd_cli.pictures import draw
+
+    assert ladder.folder is not None
+    for path in draw(ladder, ladder.folder):
+        talk().print(str(path))
+
+
+def _run_rows(ladder: Ladder) -> list[Row]:
     shape, num_classes = ladder.dataset.input_shape, len(ladder.dataset.classes)
     rows = []
     for student in ladder.students:
@@ -192,7 +213,7 @@ def _print_layers(console: Console, row: Row) -> None:
 
 
 def _print_table_3(console: Console, rows: Sequence[Row]) -> None:
-    names = {shape: name for name, (shape, _) in TABLE_3_SHAPES.items()}
+    names = {shape: name for name, (shape, _) in SHAPES.items()}
     odd = []
     for shape, grouped in groupby(rows, key=lambda row: row.input_shape):
         group = list(grouped)
@@ -214,7 +235,7 @@ def _print_table_3(console: Console, rows: Sequence[Row]) -> None:
     console.print(f"* neither truncated nor rounded do they agree: {'; '.join(odd)}.")
 
 
-def _document(row: Row, by_layer: bool) -> dict[str, Any]:
+def _document(row: Row, by_layer: bool, timings: Mapping[str, list[Timing]], how: Conditions) -> dict[str, Any]:
     """Numbers unscaled: multiply-adds of one image, parameters, bytes."""
     document: dict[str, Any] = {
         "name": row.name,
@@ -232,6 +253,10 @@ def _document(row: Row, by_layer: bool) -> dict[str, Any]:
         document["agrees"] = dict(zip(("macs", "params"), row.agrees, strict=True))
     if by_layer:
         document["by_layer"] = [asdict(layer) for layer in row.cost.by_layer]
+    if row.name in timings:
+        from mcd_cli.commands.latency import document as measured
+
+        document["latency"] = measured(timings[row.name], how)
     return document
 
 

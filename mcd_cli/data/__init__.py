@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path
 from mcd_cli.registry import Table
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ def find_folder(name: str, data_root: str | None = None) -> Path | None:
     """
     if name in DATASETS:
         return None
-    path = Path(name).expanduser()
-    places = [path] if data_root is None else [Path(data_root).expanduser() / path, path]
+    path = as_path(name)
+    places = [path] if data_root is None else [as_path(data_root) / path, path]
     for place in places:
         if name and place.is_dir():
             return place
@@ -75,11 +77,13 @@ def load_dataset(
     from mcd_cli.data.dataset import Request, assemble
 
     if folder is None:
-        root = None if data_root is None else Path(data_root).expanduser()
+        root = None if data_root is None else as_path(data_root)
         decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report))
     else:
         from mcd_cli.data.folder import read
+        from mcd_cli.data.listing import check_text
 
-        name = folder.resolve().name or "folder"
+        name = os.path.basename(os.path.realpath(folder)) or "folder"
+        check_text(name, str(folder))
         decoded = read(Request(folder, image_size, skip_bad_images, report))
     return assemble(name, decoded, split_seed=split_seed, label_noise=label_noise)

@@ -1,4 +1,8 @@
-"""Decoded data sets kept under MCD_CACHE: written once, whole or not at all, then memory-mapped."""
+"""Decoded data sets kept under MCD_CACHE: written once, whole or not at all, then read into memory.
+
+What is read is checked against its fingerprint, and a run is not touched by what becomes of the files after that.
+A copy that takes more than half of the available memory is memory-mapped instead, unchecked.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,10 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mcd_cli.data.dataset import Decoded, measured
+from mcd_cli.data import memory
+from mcd_cli.data.dataset import Decoded, fingerprint, measured
 from mcd_cli.errors import RunFailed, UserError
+from mcd_cli.files import as_path
 
 VERSION = 1  # of the files below and of how images are decoded: raise it when either changes
 ARRAYS = ("images", "labels", "parts", "moments")
@@ -34,7 +40,7 @@ class Chunk(NamedTuple):
 def cache_root() -> Path:
     """The folder of everything that can be made or fetched again: MCD_CACHE, or the user's cache folder."""
     if chosen := os.environ.get("MCD_CACHE"):
-        return Path(chosen).expanduser()
+        return as_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
 
 
@@ -156,15 +162,26 @@ def _header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 def _load(folder: Path, report: Callable[[str], None]) -> Decoded | None:
     """None where the folder is not there or not whole: numpy refuses a file shorter than its header says."""
+    if not folder.is_dir():
+        return None
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        images = _map(folder / "images.npy")
+        path = folder / "images.npy"
+        fits = path.stat().st_size <= memory.available() // 2
+        images = np.load(path) if fits else _map(path)
         labels, parts, moments = (np.load(folder / f"{name}.npy") for name in ARRAYS[1:])
-    except (OSError, ValueError, KeyError, EOFError):
+        decoded = Decoded(tuple(meta["classes"]), images, labels, parts, moments, str(meta["fingerprint"]))
+        notes = [str(note) for note in meta["notes"]]
+        if fits and fingerprint(decoded.classes, images, labels, parts) != decoded.fingerprint:
+            raise ValueError("another fingerprint")
+        if len(moments) != len(images):
+            raise ValueError("other moments")
+    except (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError):
+        report("the decoded copy in the cache is damaged: decoding again")
         return None
-    for note in meta["notes"]:
+    for note in notes:
         report(note)
-    return Decoded(tuple(meta["classes"]), images, labels, parts, moments, meta["fingerprint"])
+    return decoded
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

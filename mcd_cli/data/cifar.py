@@ -115,7 +115,13 @@ def _inside(cifar: Cifar, archive: Path, request: Request) -> tuple[Layout, Path
 def _chunks(cifar: Cifar, layout: Layout, place: Path, request: Request) -> Iterator[Chunk]:
     for name, (part, count) in layout.files.items():
         path = place / name
-        pixels, labels = _binary(cifar, path) if layout is cifar.binary else _python(cifar, path)
+        before = stamp(path)
+        try:
+            pixels, labels = _binary(cifar, path, count) if layout is cifar.binary else _python(cifar, path)
+        except OSError as error:
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        if stamp(path) != before:
+            raise UserError(f"{str(path)!r} changed while it was read; start again")
         if pixels.shape != (count, PIXELS) or labels.shape != (count,):
             raise UserError(f"{str(path)!r} is not whole: it does not hold {count} images; fetch it again")
         if labels.min() < 0 or labels.max() >= len(cifar.classes):
@@ -130,9 +136,9 @@ def _chunks(cifar: Cifar, layout: Layout, place: Path, request: Request) -> Iter
 Records = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # pixels [n, 3072], labels [n]
 
 
-def _binary(cifar: Cifar, path: Path) -> Records:
-    values = np.fromfile(path, dtype=np.uint8)
+def _binary(cifar: Cifar, path: Path, count: int) -> Records:
     length = cifar.label_bytes + PIXELS
+    values = np.fromfile(path, dtype=np.uint8, count=count * length + 1)  # one too many is seen
     if len(values) % length:
         return values[:0].reshape(0, PIXELS), np.zeros(0, dtype=np.int64)
     records = values.reshape(-1, length)
@@ -141,10 +147,15 @@ def _binary(cifar: Cifar, path: Path) -> Records:
 
 def _python(cifar: Cifar, path: Path) -> Records:
     batch = load_pickle(path)
-    try:
-        return np.asarray(batch[b"data"], dtype=np.uint8), np.asarray(batch[cifar.label_key], dtype=np.int64)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        raise UserError(f"{str(path)!r} is no batch of {cifar.title}; fetch it again") from None
+    data, labels = batch.get(b"data"), batch.get(cifar.label_key)
+    # exactly these: a pickle can hold lists in lists that share memory, and take all of it as an array
+    if isinstance(data, np.ndarray) and isinstance(labels, list) and all(map(_is_label, labels)):
+        return data, np.array(labels, dtype=np.int64)
+    raise UserError(f"{str(path)!r} is no batch of {cifar.title}; fetch it again")
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is int and 0 <= value < 256
 
 
 def _batches(suffix: str) -> dict[str, tuple[Part, int]]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mcd_cli.errors import UserError
+from mcd_cli.files import read_small
+
+MAX_BYTES = 2**28  # the official batches have 155 MB at most
 
 
 def load_pickle(path: Path) -> dict[bytes, Any]:
     """The dict of a batch, keys as bytes, arrays as uint8; raises UserError for anything else."""
     try:
-        with path.open("rb") as file:
-            batch = _Unpickler(file, encoding="bytes").load()
+        batch = _Unpickler(io.BytesIO(read_small(path, MAX_BYTES)), encoding="bytes").load()
         if not isinstance(batch, dict):
             raise ValueError("it holds no dict")
         return {key: value.values() if isinstance(value, _Array) else value for key, value in batch.items()}
@@ -44,7 +47,10 @@ class _Dtype:
 
 
 class _Array:
-    """Stands where numpy.ndarray is named: numpy's own reconstruction takes any type and layout."""
+    """Stands where numpy.ndarray and its making are named: numpy's own takes any type and layout."""
+
+    def __init__(self, *_: object) -> None:
+        pass
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
         _, self.shape, _, self.is_fortran, self.raw = state
@@ -54,19 +60,28 @@ class _Array:
         return flat.reshape(self.shape[::-1]).T if self.is_fortran else flat.reshape(self.shape)
 
 
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
 _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# What Python 2 and 3 write for such a dict; the others make objects, or memory that no bytes stand behind.
+_OPCODES = """PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    APPEND APPENDS SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE
+    INT BININT BININT1 BININT2 LONG1 BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"""
+
+
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python: the other takes memory for as many memos as the largest number of one."""
+
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = {
+        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES.split())
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _KNOWN[module, name]

@@ -82,18 +82,33 @@ def measured(
     parts: npt.NDArray[np.uint8],
 ) -> Decoded:
     """Arrays with their moments and fingerprint; integer sums, so the same on any machine."""
+    moments = np.empty((len(images), 2, 3), dtype=np.int64)
+
+    def measure(start: int, block: npt.NDArray[np.uint8]) -> None:
+        values = block.reshape(len(block), 3, -1).astype(np.uint32)  # 255^2 fits
+        moments[start : start + len(block), 0] = values.sum(axis=-1, dtype=np.int64)
+        moments[start : start + len(block), 1] = (values * values).sum(axis=-1, dtype=np.int64)
+
+    return Decoded(classes, images, labels, parts, moments, fingerprint(classes, images, labels, parts, measure))
+
+
+def fingerprint(
+    classes: tuple[str, ...],
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    parts: npt.NDArray[np.uint8],
+    look: Callable[[int, npt.NDArray[np.uint8]], None] = lambda start, block: None,
+) -> str:
+    """sha256 of all that is given; `look` sees each block of images on the way, with its first index."""
     digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
     digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
     digest.update(parts.tobytes())
-    moments = np.empty((len(images), 2, 3), dtype=np.int64)
     step = max(1, BLOCK_BYTES // int(np.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         block = np.ascontiguousarray(images[start : start + step])
         digest.update(block.data)
-        values = block.reshape(len(block), 3, -1).astype(np.uint32)  # 255^2 fits
-        moments[start : start + step, 0] = values.sum(axis=-1, dtype=np.int64)
-        moments[start : start + step, 1] = (values * values).sum(axis=-1, dtype=np.int64)
-    return Decoded(classes, images, labels, parts, moments, digest.hexdigest())
+        look(start, block)
+    return digest.hexdigest()
 
 
 def mean_std(moments: npt.NDArray[np.int64], num_pixels: int) -> tuple[RGB, RGB]:

@@ -7,7 +7,7 @@ import numpy as np
 from mcd_cli.data import splits
 from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.images import decode
-from mcd_cli.data.listing import File, Listing, Walk
+from mcd_cli.data.listing import File, Listing, Walk, check_text
 from mcd_cli.data.splits import Part
 from mcd_cli.errors import UserError
 
@@ -43,7 +43,7 @@ def listing(request: Request) -> Listing:
         if not names and part != Part.ANY:
             raise UserError(f"folder {folder + '/'!r} in {where!r} holds no class folders")
         for name in names:
-            _check_text(name, where)
+            check_text(name, where)
             files = walk.images(f"{folder}/{name}" if folder else name)
             if not files:
                 raise UserError(f"class folder {name!r} in {where + '/' + folder!r} holds no images")
@@ -98,10 +98,3 @@ def part_folders(walk: Walk, request: Request) -> dict[Part, str]:
         held_out = named.get(Part.TEST) or named[Part.VAL]
         return {Part.TRAIN: train, Part.TEST: held_out}
     return named
-
-
-def _check_text(name: str, where: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"class folder {name!r} in {where!r} has a name that is no UTF-8; rename it") from None

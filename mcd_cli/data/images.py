@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mcd_cli.data.cache import Chunk, cached
 from mcd_cli.data.dataset import Decoded, Request
-from mcd_cli.data.listing import Listing, picture_formats
+from mcd_cli.data.listing import File, Listing, file_at, picture_formats
 from mcd_cli.errors import UserError
 
 MIXED_SIDE = 64  # pixels; where the images have no common square size and none is asked for
@@ -25,6 +26,9 @@ MAX_PIXELS = 89_478_485  # PIL's own limit, a quarter of a GiB of RGB
 CHUNK_BYTES = 64 * 2**20
 REPORT_EVERY = 5.0  # seconds
 SMALL_BYTES = 2**15  # a file; decoding smaller ones is mostly Python, which threads only slow down
+
+LARGE_PIXELS = 2**24  # one such image at a time: with every thread at work, a few would fill the memory
+_LARGE = threading.Lock()
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -56,25 +60,25 @@ def decode(listing: Listing, request: Request) -> Decoded:
 
 
 def _chunks(listing: Listing, side: int | None, request: Request, notes: list[str]) -> Iterator[Chunk]:
-    paths = [os.path.join(listing.root, file.path) if file.size >= 0 else None for file in listing.files]
+    files = listing.files
     bad: list[str] = []
     with _without_warnings(), ThreadPoolExecutor(_num_threads()) as pool:
-        run = pool.map if sum(file.size for file in listing.files) > SMALL_BYTES * len(paths) else map
-        attempt = partial(_attempt, side=side or _first_side(paths), exact=side is None)
-        request.report(f"decoding {len(paths)} images; done once, then cached")
+        run = pool.map if sum(file.size for file in files) > SMALL_BYTES * len(files) else map
+        attempt = partial(_attempt, root=listing.root, side=side or _first_side(listing), exact=side is None)
+        request.report(f"decoding {len(files)} images; done once, then cached")
         said = time.monotonic()
-        length = max(16, min(1024, CHUNK_BYTES // (3 * attempt.keywords["side"] ** 2)))
-        for start in range(0, len(paths), length):
-            window = range(start, min(start + length, len(paths)))
+        length = max(1, min(1024, CHUNK_BYTES // (3 * attempt.keywords["side"] ** 2)))
+        for start in range(0, len(files), length):
+            window = range(start, min(start + length, len(files)))
             good, pixels = [], []
-            for index, result in zip(window, run(attempt, paths[start : window.stop]), strict=True):
+            for index, result in zip(window, run(attempt, files[start : window.stop]), strict=True):
                 if not isinstance(result, BadImage):
                     good.append(index)
                     pixels.append(result)
                 elif request.skip_bad_images:
-                    bad.append(listing.files[index].path)
+                    bad.append(files[index].path)
                 else:
-                    name = listing.files[index].path
+                    name = files[index].path
                     raise UserError(
                         f"cannot read image {name!r} in {str(listing.root)!r}: {result}; "
                         "repair or remove it, or pass --skip-bad-images"
@@ -83,10 +87,10 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
                 yield Chunk(np.stack(pixels), listing.labels[good], listing.parts[good])
             if time.monotonic() - said > REPORT_EVERY:
                 said = time.monotonic()
-                request.report(f"  {window.stop} of {len(paths)} decoded")
+                request.report(f"  {window.stop} of {len(files)} decoded")
     if bad:
         first = ", ".join(repr(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")
-        notes.append(f"skipped {len(bad)} unreadable of {len(paths)} images: {first}")
+        notes.append(f"skipped {len(bad)} unreadable of {len(files)} images: {first}")
 
 
 @contextmanager
@@ -102,11 +106,11 @@ def _num_threads() -> int:
     return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _first_side(paths: list[str | None]) -> int:
-    for path in paths:
+def _first_side(listing: Listing) -> int:
+    for file in listing.files:
         try:
-            if path is not None:
-                with _open(path) as image:
+            if file.size >= 0:
+                with _open(listing.root / file.path) as image:
                     if image.width != image.height:
                         raise MixedSizes
                     return image.width
@@ -115,26 +119,37 @@ def _first_side(paths: list[str | None]) -> int:
     return 1  # every image is bad, which is told when they are decoded
 
 
-def _attempt(path: str | None, side: int, exact: bool) -> Pixels | BadImage:
+def _attempt(file: File, root: Path, side: int, exact: bool) -> Pixels | BadImage:
+    path = root / file.path
     try:
-        if path is None:
+        if file.size < 0:
             raise BadImage("broken link or no regular file")
         with _open(path) as image:
             if exact and image.size != (side, side):
                 raise MixedSizes
-            return read(image, side)
+            with _LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                pixels = read(image, side)
+        if file_at(path, file.path) != file:
+            raise BadImage("it changed while it was read")
+        return pixels
     except BadImage as error:
         return error
 
 
-def _open(path: str | Path) -> Image.Image:
+def read_file(path: str | Path, side: int) -> Pixels:
+    """One image file as uint8 [3, side, side]. Raises BadImage, or OSError where it is no readable file."""
+    with _without_warnings(), Path(path).open("rb"), _open(Path(path)) as image:
+        return read(image, side)
+
+
+def _open(path: Path) -> Image.Image:
     """The image with its header read; raises BadImage."""
     try:
         image = Image.open(path, formats=picture_formats())
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise BadImage("no image format that PIL knows" if os.path.getsize(path) else "it is empty") from None
+        raise BadImage("it is empty" if _is_empty(path) else "no image format that PIL knows") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # decoders raise whatever a broken file makes of them
@@ -143,6 +158,13 @@ def _open(path: str | Path) -> Image.Image:
         image.close()
         raise BadImage(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
     return image
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:  # it has just gone
+        return False
 
 
 def read(image: Image.Image, side: int) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,9 @@ COMPANIONS = {
     ".mat", ".md", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".py", ".rst", ".tar", ".toml",
     ".tsv", ".txt", ".url", ".xml", ".yaml", ".yml", ".zip",
 }  # fmt: skip
+
+
+MAX_VISITS = 100  # of one folder below one class; a few links to each other make ways without end
 
 
 class File(NamedTuple):
@@ -73,6 +77,7 @@ class Walk:
         found: list[File] = []
         above_folder = [str(parent) for parent in Path(folder, "x").parents]
         pending = [(folder, frozenset(map(self._identity, above_folder)))]
+        visits: Counter[tuple[int, int]] = Counter()
         while pending:
             at, above = pending.pop()
             for entry in self._scan(at):
@@ -83,12 +88,17 @@ class Walk:
                     identity = self._identity(path)
                     if identity in above:
                         raise UserError(f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it")
+                    visits[identity] += 1
+                    if visits[identity] > MAX_VISITS:
+                        raise UserError(
+                            f"links in {str(self.root)!r} lead to folder {path!r} in {MAX_VISITS} ways; remove some"
+                        )
                     if deep:
                         pending.append((path, above | {identity}))
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if suffix in image_suffixes():
-                    found.append(_file(path, entry))
+                    found.append(file_at(entry, path))
                 elif suffix not in COMPANIONS:
                     self.ignored.append(path)
         return sorted(found)
@@ -110,9 +120,20 @@ class Walk:
         return status.st_dev, status.st_ino
 
 
+def check_text(name: str, where: str) -> None:
+    """Names of classes and of the data set stand in recipes and manifests, which are UTF-8; raises UserError."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"folder {name!r} in {where!r} has a name that is no UTF-8; rename it") from None
+
+
 def stamp(path: Path) -> str:
-    """Where a file is, its size and time: what tells whether it is still the same."""
-    status = path.stat()
+    """Where a file is, its size and time: what tells whether it is still the same. Raises UserError if it has gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
@@ -145,7 +166,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _file(path: str, entry: os.DirEntry[str]) -> File:
+def file_at(entry: os.DirEntry[str] | Path, path: str) -> File:
+    """What is there now, under the name `path` of a listing."""
     try:
         if entry.is_file():  # not a pipe or a device, whose opening could hang
             status = entry.stat()

@@ -17,9 +17,10 @@ from mcd_cli.data import images, splits
 from mcd_cli.data.archive import unpacked
 from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.download import Download, downloads, fetch
-from mcd_cli.data.listing import File, Listing, Walk
+from mcd_cli.data.listing import File, Listing, Walk, check_text
 from mcd_cli.data.splits import Part
 from mcd_cli.errors import UserError
+from mcd_cli.files import read_small
 
 DOWNLOAD = Download(
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -27,6 +28,7 @@ DOWNLOAD = Download(
 )
 FOLDER = "tiny-imagenet-200"
 SIDE = 64
+MAX_BYTES = 2**27  # of a list; the official words.txt has 2.7 MB
 NORM = ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 
 
@@ -64,20 +66,22 @@ def listing(root: Path) -> Listing:
     """Its image files; raises UserError for a validation image without a label or of an unknown class."""
     walk = Walk(root)
     wnids = walk.subfolders("train")
+    index = {wnid: label for label, wnid in enumerate(wnids)}
     found: list[tuple[Part, str, File]] = []
     for wnid in wnids:
+        check_text(wnid, str(root / "train"))
         found += [(Part.TRAIN, wnid, file) for file in walk.images(f"train/{wnid}")]
     labelled = _annotations(root)
     for file in walk.images("val"):
         name = Path(file.path).name
         wnid = labelled.get(name, "")
-        if wnid not in wnids:
+        if wnid not in index:
             why = (
                 f"is of class {wnid!r}, which has no folder in train/" if wnid else "has no line in val_annotations.txt"
             )
             raise UserError(f"validation image {name!r} in {str(root)!r} {why}")
         found.append((Part.TEST, wnid, file))
-    labels = np.array([wnids.index(wnid) for _, wnid, _ in found], dtype=np.int64)
+    labels = np.array([index[wnid] for _, wnid, _ in found], dtype=np.int64)
     parts = np.array([part for part, _, _ in found], dtype=np.uint8)
     if not (parts == Part.TEST).any():
         raise UserError(f"no images in {str(root / 'val')!r}, which is the test set")
@@ -90,10 +94,12 @@ def _annotations(root: Path) -> dict[str, str]:
     """File name -> wnid, of val_annotations.txt: name, wnid and a box, parted by tabs."""
     path = root / "val" / "val_annotations.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_small(path, MAX_BYTES).decode().splitlines()
         return {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines if line.strip())}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the labels of the test set, {str(path)!r}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the labels of the test set, {str(path)!r}: {error.strerror or error}") from error
+    except ValueError:
+        raise UserError(f"{str(path)!r} does not hold the labels of the test set: name, wnid, tab between") from None
 
 
 def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
@@ -102,7 +108,11 @@ def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(wnids)
     words = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = read_small(path, MAX_BYTES).decode(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the names of the classes, {str(path)!r}: {error.strerror or error}") from error
+    for line in lines:
         wnid, _, synonyms = line.partition("\t")
         words[wnid] = synonyms.split(",")[0].strip()
     names = [words.get(wnid) or wnid for wnid in wnids]

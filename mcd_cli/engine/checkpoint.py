@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,15 @@ class Checkpoints:
     def kept(self, file: str) -> dict[str, Tensor]:
         """A finished stage's results; raises UserError when the file is gone or damaged."""
         path = self.folder / file
-        if not path.is_file() or not file.endswith(f"-{sha256_of(path)}.safetensors"):
+        safe = path.parent == self.folder and path.is_file()
+        if not safe or not file.endswith(f"-{sha256_of(path)}.safetensors"):
             raise UserError(f"{path} is missing or damaged; the run cannot go on, start it again in another folder")
         return read_state(path).tensors
 
     def _states(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
             return []
-        found = [(m, p) for p in self.folder.iterdir() if (m := STATE.fullmatch(p.name))]
+        found = [(m, p) for p in self.folder.iterdir() if p.is_file() and (m := STATE.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
 
 
@@ -91,9 +93,31 @@ def read_state(path: Path) -> State:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             position = json.loads((file.metadata() or {}).get("position", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return State(tensors, position)
+
+
+@contextmanager
+def state_of_another() -> Iterator[None]:
+    """Taking up a state that is whole, but that this run cannot have written, is told in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"--resume: the checkpoint is not of this run ({type(error).__name__}: {error}); "
+            "start again in another folder"
+        ) from None
+
+
+def checked_position(position: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The position itself; raises ValueError unless its counters are whole numbers."""
+    counters = {key: position[key] for key in ("number", "updates", "epochs_done")}
+    if any(type(value) is not int or value < 0 for value in counters.values()):
+        raise ValueError(f"counters {counters}")
+    return position
 
 
 def put(target: Tensor, value: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mcd_cli.errors import UserError
+from mcd_cli.machine import processor
 from mcd_cli.processes import ALONE, Processes
 
 
@@ -28,7 +28,7 @@ class Hardware:
 
     def describe(self) -> dict[str, object]:
         """What the manifest records: device, its model, precision, processes, threads of each, torch's version."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor()
         return {
             "type": self.device.type,
             "name": name,
@@ -74,17 +74,6 @@ def _native_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _resolved(device: str) -> str:

@@ -14,6 +14,7 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
+from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
@@ -93,10 +94,13 @@ class Run:
 
     def _find_teacher(self) -> Teacher | None:
         """A file, or the cache's; a run that goes on keeps to the one it began with, or that it trains itself."""
-        began = None if self.state is None else self.state.position["identity"]
-        if began is not None and began["teacher"] is None:
-            return None
-        return teachers.find_teacher(self.recipe, self.dataset, self.hardware, began and began["teacher"])
+        sha256 = None
+        if self.state is not None:
+            with state_of_another():
+                sha256 = self.state.position["identity"]["teacher"]
+            if sha256 is None:
+                return None
+        return teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
 
     def check(self) -> None:
         """Before anything is trained: every network takes the images, and the teacher is no guesser."""
@@ -149,13 +153,17 @@ class Run:
         saver, state = self.saver, self.state
         saver.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
         if state is not None:
-            refuse_changes(state.position["identity"], saver.about["identity"])
+            with state_of_another():
+                refuse_changes(state.position["identity"], saver.about["identity"])
             if changed := changes(state.position["hardware"], saver.about["hardware"]):
                 self.emit(Warned(f"{changed}: from here on not the same bits as a run that was never stopped"))
         with stop_on_signal() as stop:
             plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
             for plan, file in zip(plans, saver.kept, strict=False):
-                self._finish(plan, saver.result(file))
+                with state_of_another():
+                    result = saver.result(file)
+                    self._check_weights(plan, result)
+                    self._finish(plan, result)
             for plan in plans[len(saver.kept) :]:
                 if plan.name in given and not (state is not None and state.tensors):
                     self._finish(plan, given[plan.name])
@@ -163,7 +171,8 @@ class Run:
                     continue
                 trainer = self.live = self._trainer(plan)
                 if state is not None and state.tensors:
-                    trainer.restore(state.tensors, state.position["trainer"])
+                    with state_of_another():
+                        trainer.restore(state.tensors, checked_position(state.position["trainer"]))
                 else:
                     trainer.prepare()
                 state = self.state = None  # it was the state of this stage alone
@@ -171,6 +180,14 @@ class Run:
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
+
+    def _check_weights(self, plan: Plan, result: Result) -> None:
+        """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
+        for name in plan.stage.students:
+            arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
+            network = build(arch, self.dataset.num_classes)
+            for weights in (result.best[name], result.last[name]):
+                network.load_state_dict(weights)
 
     def _finish(self, plan: Plan, result: Result) -> None:
         self.results[plan.name] = result

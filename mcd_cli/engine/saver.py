@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mcd_cli.engine.checkpoint import Checkpoints, State
+from mcd_cli.engine.checkpoint import Checkpoints, State, state_of_another
 from mcd_cli.engine.events import Listener, Warned
 from mcd_cli.engine.interrupt import Stop
 from mcd_cli.engine.results import Result
@@ -37,10 +37,12 @@ class Saver:
         state = None
         if self.folder is not None:
             state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(Warned(line)))
-            self.folder.cut_metrics(0 if state is None else state.position["metrics"])
+            with state_of_another():
+                self.folder.cut_metrics(0 if state is None else state.position["metrics"])
         state = self.processes.share(state)
         if state is not None:
-            self.kept = list(state.position["kept"])
+            with state_of_another():
+                self.kept = [str(file) for file in state.position["kept"]]
         return state
 
     def result(self, file: str) -> Result:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mcd_cli.data.cache import cache_folder
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.hardware import Hardware
-from mcd_cli.files import sha256_of
+from mcd_cli.files import as_path, sha256_of
 from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import RGB, freeze
 from mcd_cli.models.teacher_file import load_teacher, save_model
@@ -55,7 +55,7 @@ def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: s
     """
     section = recipe.teacher
     if section.file is not None:
-        path = Path(section.file).expanduser()
+        path = as_path(section.file)
         return read_teacher(path, section.arch, section.norm, dataset, hardware.device, was_given=True)
     path = trained_path(recipe, dataset, hardware)
     if sha256 is not None:

@@ -39,22 +39,36 @@ TRAINING = re.compile(r"optim|sched|scaler|momentum|criterion|loss|hyper|rng|que
 NO_WEIGHTS = re.compile(
     r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|_extra_state)$|(^|\.)(AuxLogits|aux[12])\."
 )
+DEEPEST = 50  # parts of a name; no network nests its modules deeper
+LONGEST_NAME = 1000  # characters
 SHORTCUT = re.compile(r"downsample|shortcut|skip|identity", re.IGNORECASE)
 CONTAINERS = frozenset(["features", "layers", "layer", "blocks", "stages"])
 
 
-def networks(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every network in what a file holds: where it stands, and its tensors by name, wrappers' prefixes taken off."""
-    if not isinstance(content, Mapping):
+def networks(
+    content: Any, above: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every network in what a file holds: where it stands, and its tensors by name, wrappers' prefixes taken off.
+
+    seen: ids of what was looked at; a pickle may hold the same thing in many places, and in itself. Raises
+    ValueError for names and nesting of no network.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or id(content) in seen:
         return
+    seen.add(id(content))
     named = {name: value for name, value in content.items() if isinstance(name, str)}
+    longest = max(named, key=len, default="")
+    if len(longest) > LONGEST_NAME or max((n.count(".") for n in named), default=0) > DEEPEST or len(above) > DEEPEST:
+        raise ValueError(f"names its tensors as no network does ({'.'.join((*above, longest))[:80]!r}...)")
+    place = ".".join(above)
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if any(tensor.ndim >= 2 for tensor in tensors.values()):
         for part, network in unwrapped(tensors).items():
             yield ".".join(filter(None, (place, part))), network
     for name, value in named.items():
         if not TRAINING.search(name):
-            yield from networks(value, f"{place}.{name}" if place else name)
+            yield from networks(value, (*above, name), seen)
 
 
 def unwrapped(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -127,4 +141,4 @@ def _group(layer: str) -> str:
 def _numbers(layer: str) -> tuple[int, ...]:
     """layer2.0.conv_b → (2, 0, 2): numbers, and letters that stand alone as numbers."""
     found: Iterable[tuple[str, str]] = re.findall(r"(\d+)|(?<![a-z])([a-h])(?![a-z])", layer.lower())
-    return tuple(int(digits) if digits else ord(letter) - ord("a") + 1 for digits, letter in found)
+    return tuple(int(digits[-18:]) if digits else ord(letter) - ord("a") + 1 for digits, letter in found)

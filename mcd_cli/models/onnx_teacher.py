@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 from mcd_cli.errors import UserError
 
+LARGEST = 4096  # images of a fixed batch, or pixels of a side
+LOOPS = {"Loop", "Scan", "SequenceMap"}
+SPARE_BYTES = 4 * 2**30  # of memory that reading a graph may take, besides eight times its file
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -26,20 +31,35 @@ class OnnxTeacher(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self.has_run = False
         try:
-            graph = onnx.load(str(path), format="protobuf", load_external_data=False).graph
+            document = onnx.load(str(path), format="protobuf", load_external_data=False)
+        except Exception as error:  # protobuf's and onnx's have no common base
+            raise UserError(f"teacher {path} is no ONNX file that can be run: {_line(error)}") from None
+        graph = document.graph
+        if why := _forbidden(document, path.parent):
+            raise self._refused(why)
+        try:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # its failures come as exceptions; stderr is ours
             options.intra_op_num_threads = torch.get_num_threads()
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # protobuf's, onnx's and onnxruntime's have no common base
+            with _limited_memory(path.stat().st_size):
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
             raise UserError(f"teacher {path} is no ONNX file that can be run: {_line(error)}") from None
-        inputs, output = self.session.get_inputs(), self.session.get_outputs()[0]
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if not outputs:
+            raise self._refused("it has no output")
+        output = outputs[0]
         if len(inputs) != 1 or inputs[0].type not in FLOATS or len(inputs[0].shape) != 4:
             raise self._refused(f"it takes {_spoken(inputs)}, not one batch of float images [n, 3, H, W]")
         self.input, self.output = inputs[0].name, output.name
         self.dtype = FLOATS[inputs[0].type]
         batch, channels, height, width = (d if isinstance(d, int) else None for d in inputs[0].shape)
+        if any(d is not None and not 0 < d <= LARGEST for d in (batch, height, width)):
+            raise self._refused(
+                f"it takes images {inputs[0].shape}; batch, height and width must lie in 1 to {LARGEST}"
+            )
         if channels not in (3, None):
             raise self._refused(f"it takes images {inputs[0].shape}, not [n, 3, H, W]")
         if any(node.op_type == "Softmax" and output.name in node.output for node in graph.node):
@@ -54,14 +74,18 @@ class OnnxTeacher(nn.Module):
         if len(output.shape) == 2 and isinstance(output.shape[1], int):
             return output.shape[1]
         height, width = (side or 32 for side in self.size)
-        shape = self._run(np.zeros((self.batch or 1, 3, height, width), np.float32)).shape
+        image = np.zeros((self.batch or 1, 3, height, width), np.float32)
+        shape = self._run(image).shape
         if len(shape) != 2 or shape[0] != (self.batch or 1):
             raise self._refused(f"its first output {output.name} is {list(shape)}, not logits [n, classes]")
         return int(shape[1])
 
     def _run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        first, self.has_run = not self.has_run, True
         try:
-            logits: np.ndarray[Any, Any] = self.session.run([self.output], {self.input: images.astype(self.dtype)})[0]
+            with _limited_memory(self.path.stat().st_size + images.nbytes) if first else nullcontext():
+                found = self.session.run([self.output], {self.input: images.astype(self.dtype)})
+            logits: np.ndarray[Any, Any] = found[0]
         except Exception as error:  # as above
             raise self._refused(f"images {list(images.shape)} made it fail: {_line(error)}") from None
         return logits
@@ -81,6 +105,44 @@ class OnnxTeacher(nn.Module):
         if logits.shape != (len(images), self.num_classes):
             raise self._refused(f"{len(images)} images gave {list(logits.shape)} logits")
         return torch.from_numpy(logits).to(x.device)
+
+
+def _forbidden(document: onnx.ModelProto, folder: Path) -> str:
+    """Why the graph is no plain network: a file is a program, and a program may run for ever. Empty where it is."""
+    pending: list[Any] = [document.graph, *document.functions]
+    while pending:
+        part = pending.pop()
+        for node in part.node:
+            if node.op_type in LOOPS:
+                return f"it has a {node.op_type}; a classifier needs none"
+            for attribute in node.attribute:
+                pending += [attribute.g] * attribute.HasField("g") + list(attribute.graphs)
+    for tensor in onnx.external_data_helper._get_all_tensors(document):
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder.resolve()):
+                return f"its weights lie outside of its folder ({entry.value!r})"
+    return ""
+
+
+@contextmanager
+def _limited_memory(num_bytes: int) -> Iterator[None]:
+    """A graph of a few bytes can ask for any memory: inside, what is too much fails instead of filling the machine."""
+    try:
+        import resource
+
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = now + 8 * num_bytes + SPARE_BYTES
+        if soft != resource.RLIM_INFINITY:
+            most = min(most, soft)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    except (ImportError, OSError, ValueError):  # not Linux
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _line(error: Exception) -> str:

@@ -70,7 +70,7 @@ def classes_of(arch: str, network: Network) -> int | None:
     rest = Counter(network.shapes.values())
     rest.subtract(body)
     head = sorted(shape for shape, n in rest.items() if n)
-    if not head or any(n < 0 for n in rest.values()):
+    if not head or not head[0] or not head[0][0] or any(n < 0 for n in rest.values()):
         return None
     wanted = {shape for shape in expected.values() if PLACEHOLDER in shape}
     num_classes = head[0][0]

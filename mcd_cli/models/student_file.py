@@ -11,8 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
 from mcd_cli.errors import UserError
+from mcd_cli.files import check_regular, read_small
 from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
+from mcd_cli.models.recognise import Unallocated
+
+MAX_HEADER = 2**25  # bytes of a file besides its numbers: names, shapes and the classes
 
 
 def load_student(
@@ -23,16 +27,23 @@ def load_student(
     Raises UserError when the file is missing, has another sha256, or does not fit the architecture.
     """
     try:
-        content = path.read_bytes()
+        check_regular(path)
+        with torch.random.fork_rng(devices=[]), Unallocated():
+            state = build(arch, num_classes).state_dict()
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        content = read_small(path, needed + MAX_HEADER)
     except OSError as error:
         raise UserError(f"student weights {path} cannot be read: {error.strerror or error}") from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"student weights {path} are not those of the manifest (sha256 differs); restore the file")
+    wrong = f"student weights {path} are no {arch} of {num_classes} classes"
+    if len(content) < needed:  # before as much memory is taken
+        raise UserError(f"{wrong}: {len(content):,} bytes are too few")
     with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; whoever calls keeps their draws
         network = build(arch, num_classes)
     try:
         network.load_state_dict(read_tensors(content))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"student weights {path} are no {arch} of {num_classes} classes: {reason}") from None
+        raise UserError(f"{wrong}: {reason}") from None
     return Normalized(network, mean, std).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from mcd_cli.files import sha256_of
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.models.layouts import networks
 from mcd_cli.models.recognise import Fit, Network, Unallocated, describe, fit, fits, mismatch, nearest
-from mcd_cli.models.weights_file import kind_of, read_weights, save_model
+from mcd_cli.models.weights_file import SAVE_WEIGHTS, kind_of, read_weights, save_model
 
 __all__ = ["TeacherFile", "load_teacher", "save_model"]
 
@@ -53,10 +54,16 @@ def load_teacher(path: Path, *, arch: str | None = None, num_classes: int | None
     if arch is not None:
         ARCHITECTURES.check(arch)
     file = read_weights(path)
-    found = dict(networks(file.content))
+    try:
+        found = dict(networks(file.content))
+    except ValueError as error:
+        raise UserError(f"teacher {path} {error}; {SAVE_WEIGHTS}") from None
     if not found:
         keys = ", ".join(map(str, file.content)) if isinstance(file.content, Mapping) else type(file.content).__name__
         raise UserError(f"teacher {path} holds no network's weights (it holds: {keys[:160] or 'nothing'})")
+    for tensors in found.values():
+        for name, tensor in tensors.items():
+            _check_size(path, name, tensor)
     shapes = {place: Network(_shapes(tensors), file.ordered) for place, tensors in found.items()}
     place, chosen = _choose(path, shapes, found, arch or file.metadata.get("arch"))
     _check_classes(path, chosen.num_classes, num_classes)
@@ -116,13 +123,17 @@ def _load(path: Path, chosen: Fit, tensors: Mapping[str, Tensor]) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def _check_size(path: Path, name: str, tensor: Tensor) -> None:
+    """A tensor has memory behind it, and no more than the file: a view may repeat one number without end."""
+    if tensor.is_meta or math.prod(tensor.shape) * tensor.element_size() > path.stat().st_size:
+        raise UserError(f"teacher {path} is damaged: {name} {list(tensor.shape)} is larger than the file")
+
+
 def _copied(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """An own copy of a tensor of the file in the dtype of the model's; finite, and no larger than the file."""
     if tensor.layout != torch.strided or (tensor.dtype not in FLOATS and tensor.dtype != dtype):
         kind = f"{tensor.dtype} ({tensor.layout})".replace("torch.", "")
         raise UserError(f"teacher {path}: {name} is {kind}; save it as float32")
-    if tensor.numel() * tensor.element_size() > path.stat().st_size:
-        raise UserError(f"teacher {path} is damaged: {name} {list(tensor.shape)} is larger than the file")
     copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     if not np.isfinite(copy.numpy()).all():
         raise UserError(f"teacher {path}: {name} has NaN or infinite values; its training has failed, give another")

@@ -18,7 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.files import write_whole
+from mcd_cli.files import check_regular, write_whole
+from mcd_cli.norms import LARGEST
 
 METADATA = "mcd"
 SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), 'teacher.pt')"
@@ -59,7 +60,7 @@ class WeightsFile:
 def kind_of(path: Path) -> str:
     """'torch', 'legacy torch', 'safetensors' or 'onnx', by content. Raises UserError saying what else it seems."""
     try:
-        size = path.stat().st_size
+        size = check_regular(path)
         with path.open("rb") as file:
             start = file.read(512)
             is_tar = file.seek(257) == 257 and file.read(5) == b"ustar"
@@ -159,9 +160,13 @@ def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(metadata[METADATA])
         assert isinstance(about["arch"], str)
         assert isinstance(about["num_classes"], int)
-        for key in ("mean", "std"):
-            assert all(isinstance(v, int | float) and np.isfinite(v) for v in about.get(key, ()))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        for key in {"mean", "std"} & about.keys():
+            numbers = about[key]
+            assert isinstance(numbers, list)
+            assert len(numbers) == 3
+            assert all(type(v) in (int, float) and abs(v) <= LARGEST for v in numbers)
+        assert all(v >= 1 / LARGEST for v in about.get("std", ()))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise UserError(f"teacher {path} has damaged metadata; copy it again") from None
     return about
 

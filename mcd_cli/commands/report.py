@@ -1,0 +1,55 @@
+"""`mcd report`: a finished run as one HTML page and a model card; their paths on stdout."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from mcd_cli.console import print_json
+from mcd_cli.errors import UserError
+from mcd_cli.ladder import find_run, load_ladder
+from mcd_cli.run_folder import RECIPE
+
+PAGE, CARD = "report.html", "MODEL_CARD.md"
+SHOWN = {
+    "ladder.svg": ("Accuracy over cost", "test accuracy over MACs, from the warm start to the distilled student"),
+    "training.svg": ("Training", "accuracy on V by epoch, and C-NET's weights where it has learned any"),
+}
+
+
+def report(run: str | Path | None = None, *, out: str | None = None, json_output: bool = False) -> None:
+    """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError where it cannot."""
+    folder = find_run(run)
+    ladder = load_ladder(folder)
+    target = folder if out is None else Path(out)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {target} ({error.strerror}); name another --out") from None
+    if not os.access(target, os.W_OK):
+        raise UserError(f"{target} is read-only; write elsewhere: --out DIR")
+
+    from mcd_cli.card import card, coordinator, to_markdown
+    from mcd_cli.files import write_whole
+    from mcd_cli.page import to_html
+    from mcd_cli.pictures import read_metrics, render
+
+    sections = card(ladder)
+    what, first, *others = sections
+    what = replace(what, title="Model card")
+    story = coordinator(ladder, read_metrics(ladder))
+    images = render(ladder)
+    pictures = {title: (images[name], shown) for name, (title, shown) in SHOWN.items() if name in images}
+    recipe = folder / RECIPE
+    toml = recipe.read_text(encoding="utf-8") if recipe.is_file() else "(not there)"
+    name = f"{ladder.dataset.name}, {ladder.method}"
+    note = f"{folder.resolve().name}; mcd {ladder.version}; {ladder.created}"
+    page = to_html(f"Ladder: {name}", note, [first, story, what, *others], pictures, toml)
+    paths = {target / PAGE: page, target / CARD: to_markdown(f"Model card: {name}", sections)}
+    for path, content in paths.items():
+        write_whole(path, content.encode())
+    if json_output:
+        print_json({"run": str(folder), "page": str(target / PAGE), "card": str(target / CARD)})
+    else:
+        print(*paths, sep="\n")

@@ -1,0 +1,110 @@
+"""A student's ONNX file in onnxruntime, with its preprocessing and class names: no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mcd_cli.errors import UserError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Images = npt.NDArray[np.float32]  # [n, 3, H, W]
+Logits = npt.NDArray[np.float32]  # [n, C]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its softmax probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """A classifier ready to label image files.
+
+    run: RGB float32 [n, 3, H, W] in [0, 1] → raw logits [n, C], whatever normalisation it takes.
+    """
+
+    run: Callable[[Images], Logits]
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]  # 3, H, W
+
+    def predict(self, images: str | Path | Sequence[str | Path], top: int = 1) -> list[list[Guess]]:
+        """The `top` likeliest classes of each image file, best first.
+
+        Raises UserError naming the first file that is no readable image.
+        """
+        paths = [images] if isinstance(images, str | Path) else list(images)
+        guesses = []
+        for start in range(0, len(paths), 64):
+            logits = self.run(np.stack([self.read(path) for path in paths[start : start + 64]])).astype(np.float64)
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            for row in odds / odds.sum(axis=1, keepdims=True):
+                best = np.argsort(-row, kind="stable")[:top]
+                guesses.append([Guess(self.classes[i], float(row[i])) for i in best])
+        return guesses
+
+    def read(self, path: str | Path) -> Images:
+        """An image file as the training saw it: [3, H, W] in [0, 1], shorter side to H, centre crop."""
+        from mcd_cli.data.images import BadImage, read_file
+
+        try:
+            pixels = read_file(path, self.input_shape[1])
+        except OSError as error:
+            raise UserError(f"cannot read image {str(path)!r}: {error.strerror or error}") from None
+        except BadImage as error:
+            raise UserError(f"cannot read image {str(path)!r}: {error}; is it an image?") from None
+        return pixels.astype(np.float32) / np.float32(255)
+
+
+def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> Session:
+    """An ONNX file that `mcd export` wrote; what it needs to know stands in the file itself.
+
+    Raises UserError when it cannot be read, has another sha256 than asked, or is of another origin.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is not the file that was exported (sha256 differs); export it again")
+    session = cpu_session(content, threads, str(path))
+    try:
+        about: dict[str, Any] = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+        classes, shape, inside = tuple(about["classes"]), tuple(about["input_shape"]), about.get("preprocess", True)
+        mean, std = (np.array(about[key], dtype=np.float32).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"{path} is no file of `mcd export`: it lacks class names or preprocessing") from None
+
+    def run(images: Images) -> Logits:
+        (logits,) = session.run(["logits"], {"images": images if inside else (images - mean) / std})
+        return np.asarray(logits, dtype=np.float32)
+
+    return Session(run, classes, (shape[0], shape[1], shape[2]))
+
+
+def cpu_session(file: Path | bytes, threads: int, name: str = "the ONNX file") -> onnxruntime.InferenceSession:
+    """onnxruntime on the CPU with exactly so many threads. Raises UserError for what it cannot load."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone
+    source = str(file) if isinstance(file, Path) else file
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception class for each fault
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} cannot be loaded ({reason}); export it again") from None

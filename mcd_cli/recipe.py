@@ -48,6 +48,7 @@ class TeacherSection(Section):
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
+    views: int = Field(0, ge=0, le=10_000)
 
     @field_validator("arch")
     @classmethod

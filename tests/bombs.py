@@ -1,6 +1,6 @@
-"""Small files that would be large in memory: `python tests/bombs.py NAME FOLDER` reads one and says what it took.
+"""Small files that would be large in memory: `python tests/bombs.py FOLDER NAME ...` reads them, and says what it took.
 
-A process of its own for each, so that its peak is this file's.
+A process of its own, so that the peak is theirs; without names: all of them.
 """
 
 from __future__ import annotations
@@ -164,15 +164,18 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def main() -> None:
-    explode, _ = BOMBS[sys.argv[1]]
-    began = time.monotonic()
-    try:
-        explode(Path(sys.argv[2]))
-        said = "nothing"
-    except McdError as error:
-        said = str(error)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{peak / 1e6:.0f} MB, {time.monotonic() - began:.1f} s: {said}")
+    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(BOMBS)
+    for name in names:
+        explode, _ = BOMBS[name]
+        began = time.monotonic()
+        (folder / name).mkdir()
+        try:
+            explode(folder / name)
+            said = "nothing"
+        except McdError as error:
+            said = str(error)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(f"{name}: peak {peak / 1e6:.0f} MB, {time.monotonic() - began:.1f} s: {said}")
 
 
 if __name__ == "__main__":

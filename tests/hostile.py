@@ -162,7 +162,7 @@ def workplace() -> Iterator[Path]:
 # --- inputs
 
 NASTY_TEXT = [
-    "", " ", ".", "..", "/", "../x", "~", "~nobody", "~nobody/x", "\0", "a\0b", "\n", "a\nb", "\r\n", "\x1b[31m",
+    "", " ", ".", "..", "/", "../x", "~", "~no-such-user/x", "\0", "a\0b", "\n", "a\nb", "\r\n", "\x1b[31m",
     "\u202e", "é", "日本", "\U0001f600", "nan", "inf", "-1", "1e999", "0x10", "true", "None", "{", "[", "%s", "{0}",
     "a" * 300, "9" * 5000, "/etc/passwd", "/dev/zero", "/dev/stdin", "x/" * 200, "-", "--help", "=", "a=b=c",
     "resnet10-s", "torchvision:", "torchvision:../x", "digits", "a.", "\\", "C:\\x", "'", '"', "a.b.c",

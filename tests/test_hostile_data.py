@@ -61,7 +61,7 @@ def image_bytes(name: str) -> bytes:
     return file.getvalue()
 
 
-@fuzz(150)
+@fuzz(80)
 @given(st.sampled_from(FORMATS), edits)
 @pytest.mark.filterwarnings("ignore")
 def test_image_bytes(name: str, changes: Any) -> None:
@@ -204,7 +204,7 @@ def zip_of(entries: list[tuple[str, bytes, int]], packed: bool) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-@fuzz(120)
+@fuzz(60)
 @given(st.sampled_from(["tar", "tar.gz", "zip", "zip deflated"]), members, edits | st.just([]))
 def test_archives(kind: str, entries: Any, changes: Any) -> None:
     try:
@@ -237,7 +237,7 @@ PIECES = [
 programs = st.lists(st.sampled_from(CODES) | st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12)
 
 
-@fuzz(120)
+@fuzz(60)
 @given(
     st.sampled_from([*PICKLES, *SMALL_PICKLES]) | programs.map(lambda parts: b"\x80\x02" + b"".join(parts) + b"."),
     edits,

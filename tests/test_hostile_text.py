@@ -67,9 +67,9 @@ def use(recipe: Recipe) -> None:
 @example(b'extends = "' + b"a" * 300 + b'"', [])
 @example(b'extends = "../here/r"', [])
 @example(b'extends = "a\\u0000b"', [])
-@example(b'extends = "~nobody/x"', [])
+@example(b'extends = "~no-such-user/x"', [])
 @example(b'dataset = "a\\u0000b"', [])
-@example(b'dataset = "~nobody/x"', [])
+@example(b'dataset = "~no-such-user/x"', [])
 @example(b"seed = 1" + b"\n#" * MAX_BYTES, [])
 def test_recipe_bytes(content: bytes, changes: Any) -> None:
     with workplace() as folder:

@@ -103,7 +103,7 @@ def attempt(reader: str, content: bytes, **asked: Any) -> None:
         assert [path.name for path in folder.iterdir()] == ["t.pt"]
 
 
-@fuzz(60)
+@fuzz(40)
 @given(st.sampled_from(["zip", "legacy", "safetensors", "onnx"]), edits)
 def test_teacher_bytes(kind: str, changes: Any) -> None:
     attempt(f"teacher, {kind}", edited(teacher_bytes(kind), changes, head=4000))
@@ -118,7 +118,7 @@ def repacked(whole: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
     return out.getvalue()
 
 
-@fuzz(80)
+@fuzz(40)
 @given(
     edits, st.sampled_from(["data.pkl", "data.pkl", "data.pkl", "byteorder", "version", "data/0", ".format_version"])
 )
@@ -140,7 +140,7 @@ opcodes = st.lists(
 ).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
 
 
-@fuzz(80)
+@fuzz(40)
 @given(opcodes)
 @example(pickle.dumps(Evil(), protocol=2))
 def test_teacher_pickle_programs(program: bytes) -> None:
@@ -207,7 +207,7 @@ contents = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@fuzz(60)
+@fuzz(30)
 @given(st.dictionaries(names, contents, max_size=4), st.booleans(), st.booleans(), st.booleans())
 def test_teacher_contents(changes: dict[str, Any], inside: bool, legacy: bool, looped: bool) -> None:
     """Anything that torch.save writes: a network's tensors replaced, wrapped, and beside other things."""
@@ -229,7 +229,7 @@ HEADER: dict[str, Any] = {
 }
 
 
-@fuzz(60)
+@fuzz(40)
 @given(tree_edits, st.sampled_from([None, 0, 2**20, 2**40, 2**63]), st.integers(0, 200))
 def test_teacher_safetensors_headers(changes: Any, length: int | None, num_bytes: int) -> None:
     header = json.dumps(with_tree_edits(json.loads(json.dumps(HEADER)), changes)).encode()
@@ -286,7 +286,7 @@ POSITION = {
 }  # fmt: skip
 
 
-@fuzz(60)
+@fuzz(40)
 @given(edits, tree_edits, st.booleans(), texts)
 def test_checkpoints(changes: Any, of_position: Any, is_whole: bool, kept: str) -> None:
     """A state whose name holds the hash of what was made of it, and one that is torn."""

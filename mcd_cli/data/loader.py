@@ -77,17 +77,24 @@ class Loader:
         other.num_steps = len(train) // self.batch_size
         return other
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch from position `start` on."""
+    def epoch(self, epoch: int, start: int = 0, views: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch from `start` on; views: how many an image has (0: a new one per epoch)."""
         train = self.dataset.train
         order = train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))]
-        draws = draws_of_epoch(len(self.dataset.images), self.augment_seed, epoch)
+        draws = self._draws(epoch % views if views else epoch)
         batches = [
             self.processes.own(order[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(start, self.num_steps)
         ]
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, self.augmentation(pixels, draws[ids]), self.batch_size)
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """Every training image once as that view shows it, in order, in every process."""
+        draws = self._draws(view)
+        batches = self.dataset.train.split(self.batch_size)
+        for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
+            yield self._batch(ids, self.augmentation(pixels, draws[ids]), len(ids))
 
     def validation_batch(self, update: int) -> Batch:
         """The mini-batch of V for the update of that number: min(batch, |V|) images without replacement."""
@@ -103,6 +110,9 @@ class Loader:
         batches = self.processes.own(split).split(max(self.batch_size, 256))
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, plain(pixels), len(ids))
+
+    def _draws(self, view: int) -> Tensor:
+        return draws_of_epoch(len(self.dataset.images), self.augment_seed, view)
 
     def _batch(self, ids: Tensor, images: Tensor, size: int) -> Batch:
         ids = ids.to(self.device)

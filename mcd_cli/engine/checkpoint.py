@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.files import sha256_of, write_whole
+from mcd_cli.files import LONGEST_NAME, sha256_of, write_whole
 
 STATE = re.compile(r"state-(\d{9})-([0-9a-f]{64})\.safetensors")
 KEPT = 2  # the newest, and the one before it
@@ -70,7 +70,8 @@ class Checkpoints:
     def kept(self, file: str) -> dict[str, Tensor]:
         """A finished stage's results; raises UserError when the file is gone or damaged."""
         path = self.folder / file
-        safe = path.parent == self.folder and path.is_file()
+        is_name = file == path.name and len(file.encode(errors="replace")) <= LONGEST_NAME
+        safe = is_name and path.parent == self.folder and path.is_file()
         if not safe or not file.endswith(f"-{sha256_of(path)}.safetensors"):
             raise UserError(f"{path} is missing or damaged; the run cannot go on, start it again in another folder")
         return read_state(path).tensors

@@ -26,6 +26,7 @@ from mcd_cli.engine.resume import changes, refuse_changes
 from mcd_cli.engine.saver import Saver
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.engine.trainer import Plan, Trainer
+from mcd_cli.engine.views import NoViews, Views
 from mcd_cli.errors import UserError
 from mcd_cli.ladder import Ladder
 from mcd_cli.methods import METHODS
@@ -282,7 +283,15 @@ class Run:
         loader = self.loader
         if plan.on_val:
             loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
-        return Trainer(plan, students, frozen, loader, self.hardware)
+        return Trainer(plan, students, frozen, loader, self.hardware, self._views(plan, loader, rehearsal))
+
+    def _views(self, plan: Plan, loader: Loader, rehearsal: bool) -> Views | None:
+        """The teacher's stored logits, where the recipe wants them: in the method's own stages."""
+        num_views = self.recipe.teacher.views
+        if not num_views or plan.name in (TEACHER, WARM_START) or self.teacher is None:
+            return None
+        kind = NoViews if rehearsal else Views
+        return kind(self.teacher, loader, self.hardware, num_views, self.emit)
 
     def finished(self, name: str, rehearsal: bool = False) -> nn.Module:
         """The teacher, or a student whose stage is done, as a frozen network."""

@@ -69,7 +69,7 @@ def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: s
 def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
     """Where the cache keeps the teacher that this recipe trains: a function of all that decides its weights."""
     content = {
-        "teacher": recipe.teacher.model_dump(exclude={"file", "norm"}),
+        "teacher": recipe.teacher.model_dump(exclude={"file", "norm", "views"}),
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
         "split_seed": recipe.split_seed,

@@ -17,10 +17,11 @@ from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
 from mcd_cli.engine.results import Weights
+from mcd_cli.engine.views import Views
 from mcd_cli.engine.weighed import Weighed
 from mcd_cli.errors import RunFailed
 from mcd_cli.losses import instance_losses
-from mcd_cli.methods.base import Method, Stage, Step, Survey
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
 from mcd_cli.recipe import CoordinatorSection
@@ -53,11 +54,15 @@ class Trainer:
         teachers: Mapping[str, nn.Module],
         loader: Loader,
         hardware: Hardware,
+        views: Views | None = None,
     ) -> None:
+        """views: the teacher's stored logits; None: it runs in every step."""
         self.plan = plan
         self.loader = loader
         self.hardware = hardware
         self.processes = hardware.processes
+        self.views = views
+        self.view: tuple[int, Tensor] | None = None  # of that epoch
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
         self.students = students.to(hardware.device).train()
         self.optimizer = torch.optim.SGD(
@@ -103,7 +108,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[None]:
         start = self.number - self.epochs_done * self.loader.num_steps
-        for batch in self.loader.epoch(self.epochs_done, start=start):
+        for batch in self.loader.epoch(self.epochs_done, start, self.views.num_views if self.views else 0):
             self.step(batch)
             yield
 
@@ -118,7 +123,7 @@ class Trainer:
 
         self._seed_dropout()
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(in_pieces(teacher, x)) for name, teacher in self.teachers.items()}
+            z_teachers = {name: at_least_float32(self._seen_by(name, batch)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
         self._refuse_non_finite(z, "logits")
@@ -280,6 +285,15 @@ class Trainer:
         if self.coordinator is None or section.control == "frozen":
             return False
         return (self.number if section.unit == "step" else self.epochs_done) % section.every == 0
+
+    def _seen_by(self, name: str, batch: Batch) -> Tensor:
+        """A teacher's logits of the batch, [n, C]: computed, or read from the stored view of this epoch."""
+        if self.views is None or name != TEACHER:
+            return in_pieces(self.teachers[name], batch.images)
+        epoch = self.number // self.loader.num_steps
+        if self.view is None or self.view[0] != epoch:
+            self.view = epoch, self.views(epoch)
+        return self.view[1][batch.ids]
 
     def _coordinator_outputs(self, batch: Batch, autocast: bool) -> Tensor:
         """C-NET's outputs for the whole batch."""

@@ -19,6 +19,7 @@ from mcd_cli.comparison.conduct import Comparison
 from mcd_cli.comparison.figures import cohorts, draw_cohorts, gains_over_closest
 from mcd_cli.comparison.paper import blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
+from mcd_cli.comparison.tables import markdown
 from mcd_cli.contenders import Contender, find_contenders
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Options, Run
@@ -177,6 +178,17 @@ def test_a_chain_takes_its_first_link_over_from_kd(tmp_path: Path) -> None:
     assert rows["takd"]["students"]["resnet10-xxs"]["last"] == kd
 
 
+def test_the_papers_figures_stand_below_ours(whole: Path) -> None:
+    document = json.loads((whole / "comparison.json").read_text())
+    paper = {"table": 1, "teacher_accuracy": 72.2, "students": {"resnet10-xxs": {"kd": 33.45, "mc-distil": 37.27}}}
+    told = markdown(document | {"paper": paper}, [])
+    lines = told.splitlines()
+    (kd,) = (i for i, line in enumerate(lines) if line.startswith("| kd ") and "paper" in lines[i + 1])
+    assert lines[kd + 1] == "|   paper | 33.45 | - | - |"
+    assert "paper: its Table 1" in told
+    assert "paper" not in markdown(document, [])
+
+
 def copied(whole: Path, to: Path) -> Comparison:
     shutil.copytree(whole, to)
     return make(plan_of("ce", "kd"), to)
@@ -238,6 +250,23 @@ def test_students_one_at_a_time(whole: Path, tmp_path: Path) -> None:
     rows = {row["name"]: row for row in document["contenders"]}
     own, kd = (rows[name]["students"]["resnet10-xxxs"]["last"]["mean"] for name in ("grow-1", "kd"))
     assert rows["grow-1"]["vs_kd"]["difference"] == pytest.approx(own - kd, abs=1e-6)
+
+
+def test_a_given_teacher_and_no_warm_start(whole: Path, tmp_path: Path) -> None:
+    """Nothing is trained beforehand then; a student taken over from nobody starts at random, the same for all."""
+    teacher = {"file": str(whole / "shared" / "teacher.safetensors"), "arch": "resnet10-xs"}
+    stages: list[str] = []
+    comparison = make(
+        plan_of("ce", "kd", seeds=(0,), teacher=teacher, warm_start={"epochs": 0}),
+        tmp_path / "bare",
+        lambda event: stages.append(event.stage) if isinstance(event, StageStarted) else None,
+    )
+    comparison.train()
+    document = comparison.document([], None)
+    assert stages == ["distill", "distill"]
+    assert document["warm_start"] == {}
+    assert "CE (warm start)" not in markdown(document, [])
+    assert document["contenders"][1]["vs_ce"]["num_seeds"] == 1
 
 
 def test_a_group_is_chosen_on_v(whole: Path, tmp_path: Path) -> None:
@@ -323,14 +352,17 @@ def test_the_command_prints_a_finished_comparison(
 def test_a_dry_run_leaves_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (place / "noisy.toml").write_text("label_noise = 0.2\nepochs = 5\n", encoding="utf-8")
     args = ["--recipe", "tiny.toml", "--methods", "ce,mc-distil", "--seeds", "3", "--dry-run", "--json"]
+    args += ["--overlay", "noisy.toml", "--epochs", "2"]  # a flag beats an overlay, which beats the recipe
     assert mcd(monkeypatch, "compare", *args, "--threads", "1") == 0
     said = capsys.readouterr()
     plan = json.loads(said.out)
     assert plan["estimate_seconds"] > 0
+    assert (plan["recipe"]["label_noise"], plan["recipe"]["epochs"]) == (0.2, 2)
     assert [one["updates"] for one in plan["contenders"]] == [0, 4]
     assert "warning: C-NET updates: mc-distil 4; under 500" in said.err
-    assert [path.name for path in place.iterdir()] == ["tiny.toml"]
+    assert sorted(path.name for path in place.iterdir()) == ["noisy.toml", "tiny.toml"]
 
 
 @pytest.mark.parametrize(

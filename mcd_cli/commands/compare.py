@@ -221,6 +221,8 @@ def _print(document: dict[str, Any], folder: Path, json_output: bool) -> None:
             drawn.add_row(
                 *(Text(cell + mark * best, style="bold" * best) for cell, best in zip(row, bold, strict=True))
             )
+        needed = console.measure(drawn, options=console.options.update(width=10_000)).maximum
+        console.width = max(needed, console.width)  # a narrow terminal wraps, and cuts nothing
         console.print(drawn)
         console.print()
     for line in [*caption(document), *remarks(document)]:

@@ -46,7 +46,7 @@ class Trained:
     total_weight: Mapping[str, float]  # mean over the training
     updates: int  # of each C-NET; 0 where there is none
     seconds: float | None  # of the method's own stages; None where it was not measured
-    borrowed: Mapping[str, str]  # student -> cell whose result this one took over
+    borrowed: tuple[str, ...]  # students whose result this cell took over from kd's
 
 
 class Clock:
@@ -97,8 +97,7 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
         run = engine(recipe, run_folder)
         given = {} if start is None else {WARM_START: start}
         for stage, student, source in first_link(run, cell, cells, folder):
-            result = Checkpoints(folder / CELLS / source.name / CHECKPOINT)
-            kept = Result.of(result.kept(_distilled(result.folder)))
+            kept = _distilled(folder / CELLS / source.name / CHECKPOINT)
             given[stage] = Result({student: kept.best[student]}, {student: kept.last[student]})
             write_whole(path / BORROWED, json.dumps({student: source.name}).encode())
         clock = Clock(run.emit, path / SECONDS)
@@ -124,8 +123,9 @@ def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Ite
             return
 
 
-def _distilled(checkpoint: Path) -> str:
-    return sorted(checkpoint.glob("distill-*.safetensors"))[0].name
+def _distilled(checkpoint: Path) -> Result:
+    (file,) = checkpoint.glob("distill-*.safetensors")
+    return Result.of(Checkpoints(checkpoint).kept(file.name))
 
 
 def refuse_other_recipe(path: Path, recipe: Recipe) -> None:
@@ -155,8 +155,11 @@ def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
     borrowed = json.loads((path / BORROWED).read_text()) if (path / BORROWED).is_file() else {}
     weights, updates = _weights(path)
     for student, source in borrowed.items():
-        weights[student] = _weights(folder / CELLS / source)[0][student]
-    return Trained(cell, ladder, last, chosen, labels, weights, updates, _seconds(path), borrowed)
+        there, _ = _weights(folder / CELLS / source)
+        if student not in there:
+            raise UserError(f"{path} took {student} over from {source}, which is gone; move {path} away and run again")
+        weights[student] = there[student]
+    return Trained(cell, ladder, last, chosen, labels, weights, updates, _seconds(path), tuple(borrowed))
 
 
 def refuse_mixture(cells: Sequence[Trained]) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import t as student_t
 
 LEVEL = 0.95
-RESAMPLES = 4000
+RESAMPLES = 2000
 _CHUNK = 250  # resamples at a time: a table of counts [chunk, images]
 
 Key = TypeVar("Key", bound=Hashable)

@@ -88,6 +88,10 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
                 f"{row['name']} took {', '.join(row['borrowed'])} over from kd, which is the same by definition; "
                 "its time is that of the other links."
             )
+    if len(document["seeds"]) == 1:
+        found.append("one seed: the intervals know the test images alone, and hold for this seed.")
+    if len(document["hardware"]) > 1:
+        found.append("the cells did not all run on the same machine, or not with the same precision and threads.")
     for name, choice in document["tuned"].items():
         tried = ", ".join(f"{one} {_percent(value)}" for one, value in choice["val"].items())
         found.append(f"{name}: {choice['chosen']}, chosen on V among {tried}.")

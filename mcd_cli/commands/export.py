@@ -15,6 +15,7 @@ from mcd_cli.forms import FLOAT32, INT8, NO_PREPROCESS
 from mcd_cli.ladder import Ladder, find_run, load_ladder, update
 from mcd_cli.latency import hardware, measure, remembered
 from mcd_cli.quantities import show_size
+from mcd_cli.run_folder import refuse_links
 
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
@@ -238,6 +239,8 @@ def _writable(folder: Path, out: str | None) -> Path:
     """The folder of the files, made later; raises UserError, before anything is computed, where it cannot be."""
     if out == "":
         raise UserError("--out names no folder")
+    if out is None:
+        refuse_links(folder)
     target = folder / "exports" if out is None else Path(out)
     hint = "name another --out" if out else "write elsewhere: --out DIR"
     place = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())

@@ -9,7 +9,7 @@ from pathlib import Path
 from mcd_cli.console import print_json
 from mcd_cli.errors import UserError
 from mcd_cli.ladder import find_run, load_ladder
-from mcd_cli.run_folder import RECIPE
+from mcd_cli.run_folder import RECIPE, refuse_links
 
 PAGE, CARD = "report.html", "MODEL_CARD.md"
 SHOWN = {
@@ -22,6 +22,8 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError where it cannot."""
     folder = find_run(run)
     ladder = load_ladder(folder)
+    if out is None:
+        refuse_links(folder)
     target = folder if out is None else Path(out)
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -164,13 +164,13 @@ def test_bombs(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["export", "report"])
+@pytest.mark.parametrize("command", ["export --run run", "report run"])
 def test_nothing_is_written_through_a_link(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_of_others(tmp_path)
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run/exports").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run/checkpoint").symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    assert "'exports' in run is a link" in refused(monkeypatch, capsys, tmp_path, command, "--run", "run")
+    assert "'checkpoint' in run is a link" in refused(monkeypatch, capsys, tmp_path, *command.split())
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -121,7 +121,7 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
     title = "How the losses were weighed"
     if not learned:
         rows = []
-        for name, s in (own[-1]["students"] if own else {}).items():
+        for name, s in [item for record in last_of_stage(own) for item in record["students"].items()]:
             rows.append((name, *(f"{s['weights'][x]:.2f}" if x in s["weights"] else "–" for x in SYMBOLS)))
         told = f"{ladder.method} has no coordinator: every image has the same weights."
         return Section(title, (told, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (told,))
@@ -141,11 +141,16 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
                 saturated = _percent(last["saturated"][symbol])
                 rows.append((student.name, SYMBOLS[symbol], *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
-    warnings = tuple(dict.fromkeys(warning for record in learned[-1:] for warning in degenerate(record)))
+    warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
     verdict = warnings or (
         "At the end the weights of every student still differ between images, or lie off their ends.",
     )
     return Section(title, (told, Grid(head, tuple(rows)), verdict))
+
+
+def last_of_stage(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each stage's last epoch: students may train one after the other."""
+    return list({record["stage"]: record for record in records}.values())
 
 
 def card(ladder: Ladder) -> list[Section]:

@@ -33,7 +33,7 @@ def pooled(z: Tensor, y: Tensor) -> Tensor:
     z: logits [n, k, C]; y: labels [n]. Returns a detached target [n, C].
     """
     z = z.detach()
-    at_label = F.one_hot(y, z.shape[-1]).bool()
+    at_label = torch.arange(z.shape[-1], device=y.device) == y[:, None]  # F.one_hot would wait for the device
     return torch.where(at_label, z.amax(dim=1), z.amin(dim=1))
 
 

@@ -147,7 +147,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             live = torch.empty_like(parameter, dtype=value.dtype)
             put(live, value)
         else:
-            live = value.clone()
+            live = value.to(parameter.device, copy=True)
         optimizer.state[parameter][key] = live
 
 

@@ -126,7 +126,6 @@ class Trainer:
             z_teachers = {name: at_least_float32(self._seen_by(name, batch)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
-        self._refuse_non_finite(z, "logits")
 
         step = Step(batch.ids, y, z.detach(), z_teachers, self.memory, self.number, self._draw)
         guides = self.plan.method.guides(step)
@@ -135,7 +134,7 @@ class Trainer:
             return instance_losses(logits, y, guides, self.plan.tau)
 
         losses = losses_of(z)  # [n, k, c]
-        self._refuse_non_finite(losses, "loss")
+        self._refuse_non_finite(logits=z, loss=losses)
         with torch.no_grad():
             p = None if self.coordinator is None else self._coordinator_outputs(batch, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
@@ -332,12 +331,13 @@ class Trainer:
     def _has_buffer(self, group: Mapping[str, Any]) -> bool:
         return self.optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None
 
-    def _refuse_non_finite(self, values: Tensor, what: str) -> None:
-        """Before pooling and before the optimiser: one student's NaN must not reach the others."""
-        if torch.isfinite(values).all():
+    def _refuse_non_finite(self, **values: Tensor) -> None:
+        """Before anything is moved: one student's NaN must not reach the others. The host waits once."""
+        fine = {what: torch.isfinite(v).all(dim=2).all(dim=0) for what, v in values.items()}  # [k] each
+        if torch.stack(list(fine.values())).all():
             return
-        broken = ~torch.isfinite(values).flatten(2).all(dim=2).all(dim=0)
-        names = [name for name, bad in zip(self.students.names, broken.tolist(), strict=True) if bad]
+        what, of_students = next((what, f) for what, f in fine.items() if not f.all())
+        names = [name for name, good in zip(self.students.names, of_students.tolist(), strict=True) if not good]
         raise RunFailed(
             f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
             "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
@@ -352,11 +352,11 @@ def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection
     """AdamW with decay on matrices only, or the paper's literal Adam with an L2 term (A.3)."""
     parameters = list(coordinator.parameters())
     if section.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=section.lr, weight_decay=section.weight_decay)
+        return torch.optim.Adam(parameters, lr=section.lr, weight_decay=section.weight_decay, fused=True)
     matrices = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr, fused=True)

@@ -15,7 +15,12 @@ PAGE, CARD = "report.html", "MODEL_CARD.md"
 SHOWN = {
     "ladder.svg": ("Accuracy over cost", "test accuracy over MACs, from the warm start to the distilled student"),
     "training.svg": ("Training", "accuracy on V by epoch, and C-NET's weights where it has learned any"),
+    "coordinator.svg": (
+        "What C-NET learned",
+        "weights by epoch and by class; images with the most and least of the teacher",
+    ),
 }
+MAX_PICTURE = 2**25  # bytes
 
 
 def report(run: str | Path | None = None, *, out: str | None = None, json_output: bool = False) -> None:
@@ -36,12 +41,16 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     from mcd_cli.files import write_whole
     from mcd_cli.page import to_html
     from mcd_cli.pictures import read_metrics, render
+    from mcd_cli.story import STORY
 
     sections = card(ladder)
     what, first, *others = sections
     what = replace(what, title="Model card")
     story = coordinator(ladder, read_metrics(ladder))
     images = render(ladder)
+    drawn = folder / f"{STORY}.svg"  # with the images themselves, which only a run with its data at hand can draw
+    if drawn.is_file() and drawn.stat().st_size <= MAX_PICTURE:
+        images[drawn.name] = drawn.read_bytes()
     pictures = {title: (images[name], shown) for name, (title, shown) in SHOWN.items() if name in images}
     recipe = folder / RECIPE
     toml = recipe.read_text(encoding="utf-8") if recipe.is_file() else "(not there)"

@@ -196,6 +196,9 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         "students_ms": spread([1e3 * row["students"] for row in rows]),
         "meta_ms": spread([1e3 * row["meta"] for row in rows]),
         "coordinator_forward_ms": spread([1e3 * row["forward"] for row in rows]),
+        "share_without_coordinator_forward": spread(
+            [(row["meta"] - row["forward"]) / every / row["students"] for row in rows]
+        ),
         "meta_share_at_every": spread([row["meta"] / every / row["students"] for row in rows]),
     }
 
@@ -242,18 +245,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--parts", default="joint,meta,memory", help="which measurements, of these three")
     parser.add_argument("--memory", choices=("ordinary", "meta"), help="only the peak memory of such a step, in KiB")
     asked = parser.parse_args()
     if asked.memory:
         print(memory_of_step(asked.memory, asked.threads))
         return
     hardware = prepare("cpu", "fp32", asked.threads, True)
-    result = {
-        "hardware": hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
-        "joint": joint_against_plain(asked.threads, asked.repeats, workers=asked.threads),
-        "meta": [meta_step_cost(asked.threads, asked.repeats, arch) for arch in ("resnet32", "resnet10-s")],
-        "memory": peak_memory(asked.threads),
+    measured: dict[str, Callable[[], Any]] = {
+        "joint": lambda: joint_against_plain(asked.threads, asked.repeats, workers=asked.threads),
+        "meta": lambda: [meta_step_cost(asked.threads, asked.repeats, arch) for arch in ("resnet32", "resnet10-s")],
+        "memory": lambda: peak_memory(asked.threads),
     }
+    about = hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()}
+    result = {"hardware": about} | {part: measured[part]() for part in asked.parts.split(",")}
     text = json.dumps(result, indent=2)
     print(text)
     if asked.out:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from mcd_cli.batch_norm import QuickForwardMode
@@ -69,14 +70,12 @@ def directional_losses(
     constant. Returns [n, k, c]. (ℓ_ijc depends on θ_j alone, so one direction serves all students.)
     """
 
-    def loss_tensor(parameters: Parameters) -> Tensor:
-        return losses(without_side_effects(students, parameters, x))
-
-    with warnings.catch_warnings(), QuickForwardMode():
+    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), QuickForwardMode():
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
-        tangent: Tensor = torch.func.jvp(loss_tensor, (dict(theta),), (dict(v),))[1]
-    return tangent.detach()
+        parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}
+        tangent: Tensor = forward_ad.unpack_dual(losses(without_side_effects(students, parameters, x))).tangent
+    return tangent
 
 
 def weight_gradient(directional: Tensor, c: Sequence[float] | float, n: int | None = None) -> Tensor:

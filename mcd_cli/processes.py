@@ -35,17 +35,23 @@ class Processes:
     @classmethod
     def join(cls, device: str) -> Processes:
         """The group that torchrun's environment describes, or the one already joined; alone where there is none."""
-        if not dist.is_initialized():
-            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                return cls()
-            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            if device == "cuda":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            with _peers():
-                dist.init_process_group(backend, timeout=PATIENCE)
-        world = dist.get_world_size()
-        here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-        return cls(dist.get_rank(), world, *here)
+        try:
+            world, local_rank = (
+                int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            )
+            local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+            if not dist.is_initialized():
+                if world == 1:
+                    return cls()
+                _begin(device, local_rank)
+        except ValueError as error:
+            raise UserError(f"several processes are started with torchrun, not by hand ({_first(error)})") from None
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank, local_world)
+
+    def leave(self) -> None:
+        """At the end of a run that went well."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def writes(self) -> bool:
@@ -127,13 +133,19 @@ class _Total(torch.autograd.Function):
         return _Total.forward(tangents[0])
 
 
-def check_shards(batch_size: int, processes: Processes) -> None:
+def check_shards(size: int, what: str, processes: Processes) -> None:
     """Raises UserError where a process would get fewer than two images of a batch (BatchNorm needs them)."""
-    if batch_size < 2 * processes.world:
-        raise UserError(
-            f"a batch of {batch_size} is too small for {processes.world} processes; "
-            f"use --batch-size {2 * processes.world} or more, or fewer processes"
-        )
+    if processes.world > 1 and size < 2 * processes.world:
+        raise UserError(f"{what} of {size} images is too small for {processes.world} processes; use fewer of them")
+
+
+def _begin(device: str, local_rank: int) -> None:
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node")
+        torch.cuda.set_device(local_rank)
+    with _peers():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
 
 
 @contextmanager
@@ -141,6 +153,8 @@ def _peers() -> Iterator[None]:
     """A process that ends takes its connections with it: the others end, too, and point at it."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # dist.DistError and gloo's own
         raise RunFailed(f"another process of this run has ended; what it said is the cause ({_first(error)})") from None
 

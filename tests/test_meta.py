@@ -181,3 +181,27 @@ def test_two_parameters_by_hand() -> None:
 )
 def test_step_size(group: dict, has_buffer: bool, c: float) -> None:
     assert meta.step_size(group, has_buffer) == pytest.approx(c)
+
+
+def test_dropout_on_channels_last_maps() -> None:
+    """The forward-mode pass draws the masks of the real one, whatever their layout."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(16, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.rand(6, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    theta = dict(model.named_parameters())
+    v = {name: torch.randn_like(p) for name, p in theta.items()}
+    torch.manual_seed(5)
+    squares = model(x).square().sum(dim=1)
+    expected = [
+        sum(
+            (g * v[n]).sum()
+            for n, g in zip(theta, torch.autograd.grad(s, list(theta.values()), retain_graph=True), strict=True)
+        )
+        for s in squares
+    ]
+    torch.manual_seed(5)
+    found = meta.directional_losses(model, theta, v, x, lambda z: z.square().sum(dim=1))
+    torch.testing.assert_close(found, torch.stack(expected))

@@ -87,3 +87,17 @@ def test_resume_with_views(tmp_path: Path, uninterrupted: Path) -> None:
         file.unlink()  # the cache may be emptied at any time
     go_on(tmp_path / "cut")
     assert finished(tmp_path / "cut") == finished(tmp_path / "whole")
+
+
+def test_a_damaged_view_is_computed_again(tmp_path: Path, seen: list[int]) -> None:
+    recipe = tiny_recipe(teacher={"views": 2}, augment={"seed": 11})
+    train(recipe, tmp_path / "first")
+    stored = sorted((cache_root() / "views").glob("*.npy"), key=lambda path: path.stat().st_mtime)[-2:]
+    stored[0].write_bytes(stored[0].read_bytes()[:-100])
+    content = bytearray(stored[1].read_bytes())
+    content[-4000:] = bytes(4000)
+    stored[1].write_bytes(content)
+    seen.clear()
+    train(recipe, tmp_path / "again")
+    assert len(seen) > 0
+    assert finished(tmp_path / "again") == finished(tmp_path / "first")

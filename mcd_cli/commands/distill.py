@@ -80,6 +80,11 @@ def run(asked: Asked) -> None:
                 raise RunFailed(
                     f"out of memory with a batch of {recipe.batch_size}; try --batch-size {smaller} in a new run"
                 ) from None
+            if "deterministic implementation" in str(error):
+                raise UserError(
+                    "a network of this run has no deterministic implementation on this device; "
+                    "give up the same bits every time: --set deterministic=false"
+                ) from None
             raise
 
 
@@ -137,6 +142,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
                     return
             ladder = training.train()
         if folder is None:
+            processes.leave()
             return
         ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
@@ -144,6 +150,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
         _draw_story(folder, training)
     finally:
         view.close()
+    processes.leave()
     print_ladder(ladder, asked.json_output)
     view.say(f"the ladder is in {folder.path}")
 

@@ -18,9 +18,11 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     start = time.perf_counter()
     trainer.prepare(trainer.processes.gather(batch.ids, batch.size).cpu())
     preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / batch.size
+    section = trainer.plan.coordinator
+    trainer.epochs_done = 1 if section.every > 1 else 0  # of an epoch in which C-NET does not learn
     _timed_step(trainer, batch, number=0)  # the first step pays for compilation and memory
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
-    section = trainer.plan.coordinator
+    trainer.epochs_done = 0
     meta = _timed_step(trainer, batch, number=0) if trainer.coordinator is not None else ordinary
     per_step = ordinary + max(0.0, meta - ordinary) / section.every
     few = trainer.loader.dataset.val[: trainer.loader.batch_size]

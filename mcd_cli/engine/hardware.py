@@ -62,6 +62,7 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
     # deterministic mode fills fresh memory by default, which costs time and guards only against our own bugs
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: the meta-gradient is exact in no less
     torch.backends.cudnn.benchmark = not deterministic
     processes = Processes.join(device)
     place = (

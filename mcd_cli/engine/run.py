@@ -63,7 +63,7 @@ class Run:
         self.force = options.force
         self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
         self.processes = self.hardware.processes
-        check_shards(recipe.batch_size, self.processes)
+        check_shards(recipe.batch_size, "a batch", self.processes)
         every = recipe.checkpoint.every
         self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
         self.state = self.saver.load(emit)
@@ -88,6 +88,8 @@ class Run:
             processes=self.processes,
             memory=on_device,
         )
+        if METHODS.load(recipe.method).learned:
+            check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
         if self.loader.streams:
             emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))
         self.teacher = self._find_teacher()
@@ -103,7 +105,19 @@ class Run:
                 sha256 = self.state.position["identity"]["teacher"]
             if sha256 is None:
                 return None
-        return teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
+        found = teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
+        return found if self._all_agree(found) else None
+
+    def _all_agree(self, teacher: Teacher | None) -> bool:
+        """Whether every process holds this teacher; raises UserError where they hold other data or other files."""
+        mine = self.dataset.fingerprint, teacher and teacher.sha256
+        first = self.processes.share(mine)
+        if self.processes.agree(mine[0] != first[0]):
+            raise UserError(f"the processes read different data for {self.recipe.dataset!r}; give all the same files")
+        alike = not self.processes.agree(mine[1] != first[1])
+        if not alike and self.recipe.teacher.file is not None:
+            raise UserError(f"the processes read different files as {self.recipe.teacher.file}; give all the same")
+        return alike
 
     def check(self) -> None:
         """Before anything is trained: every network takes the images, and the teacher is no guesser."""
@@ -274,7 +288,8 @@ class Run:
             role="teacher" if is_teacher else "student",
             sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else None,
         )
-        if is_teacher and self.recipe.teacher.pretrained and not rehearsal:
+        begins = self.state is None or not self.state.tensors
+        if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
             arch = archs[TEACHER].removeprefix(TORCHVISION)
             filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(Said(f"teacher: {filled} tensors start from ImageNet's weights"))

@@ -79,6 +79,8 @@ def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
         "schedule": recipe.schedule.name,
         "fingerprint": dataset.fingerprint,
         "hardware": hardware.describe(),
+        "sync_bn": recipe.sync_bn and hardware.processes.world > 1,
+        "deterministic": recipe.deterministic,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder("teachers") / f"{recipe.teacher.arch}-{key}.safetensors"

@@ -22,7 +22,7 @@ from mcd_cli.data.loader import Loader
 from mcd_cli.engine.events import Listener, Said
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.files import cannot_write
+from mcd_cli.files import cannot_write, sha256_of, write_whole
 from mcd_cli.models.students import in_pieces
 from mcd_cli.quantities import show_size
 
@@ -40,6 +40,7 @@ class Views:
         self.emit = emit
         self.shape = (len(loader.dataset.images), loader.dataset.num_classes)
         self.key = _key(teacher, loader, hardware)
+        self.checked: set[Path] = set()
 
     def __call__(self, epoch: int) -> Tensor:
         """The teacher's logits in that epoch, float16 [N, C] by sample id, memory-mapped (copied to a GPU).
@@ -48,10 +49,11 @@ class Views:
         """
         view = epoch % self.num_views
         path = cache_folder("views") / f"{self.key}-{view}.npy"
-        if not path.is_file():
+        if path not in self.checked:
             with lock(path.with_suffix(".lock")):
-                if not path.is_file():  # another process may have been quicker
+                if not _is_whole(path):  # not there, or damaged; another process may have been quicker
                     self._compute(view, path)
+            self.checked.add(path)
         return torch.from_numpy(np.load(path, mmap_mode="c")).to(self.hardware.device)
 
     def _compute(self, view: int, path: Path) -> None:
@@ -61,11 +63,14 @@ class Views:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=self.shape)
+            with temporary.open("r+b") as file:  # the disk's space now, or no signal would tell that there is none
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             for batch in self.loader.view(view):
                 with torch.no_grad(), self.hardware.autocast():
                     logits = in_pieces(self.teacher.network, batch.images)
                 table[batch.ids.cpu().numpy()] = logits.to(torch.float16).cpu().numpy()
             table.flush()
+            write_whole(_hash_of(path), sha256_of(temporary).encode())
             os.replace(temporary, path)
         except OSError as error:
             raise cannot_write(path, error, BYTES * self.shape[0] * self.shape[1]) from None
@@ -78,6 +83,17 @@ class NoViews(Views):
 
     def __call__(self, epoch: int) -> Tensor:
         return torch.zeros((), dtype=torch.float16, device=self.hardware.device).expand(self.shape)
+
+
+def _hash_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _hash_of(path).read_text(encoding="ascii") == sha256_of(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _key(teacher: Teacher, loader: Loader, hardware: Hardware) -> str:

@@ -82,7 +82,7 @@ def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
         is_new = any(recorded(form.student, form.format, 1, here) is None for form in forms)
         console.print(f"{percentile}: latency of one image on {here}{', measured now' * is_new}")
     missing = [candidate for candidate in choice.candidates if not candidate.fits]
-    for candidate in sorted(missing, key=lambda candidate: candidate.excess):
+    for candidate in sorted(missing, key=lambda candidate: (candidate.excess, candidate is not choice.nearest)):
         console.print(f"{'nearest miss' if candidate is choice.nearest else 'misses'}: {candidate}")
 
 

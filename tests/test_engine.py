@@ -295,6 +295,7 @@ def test_metrics_tell_c_nets_course(uninterrupted: Path) -> None:
 def test_degenerate_weights_are_told() -> None:
     student = {"weights": dict.fromkeys("abc", 0.97), "total_weight": 2.91, "spread": dict.fromkeys("abc", 0.01)}
     assert "learning rate" in next(degenerate({"students": {"s": student}}))
+    assert not list(degenerate({"students": {"s": student}, "normalise": "mean"}))
     student["spread"] = {"a": 0.05, "b": 0.0, "c": 0.0}
     assert not list(degenerate({"students": {"s": student}}))
 

@@ -340,7 +340,12 @@ class Run:
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
-    """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end."""
+    """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
+
+    Normalised weights have a total that is given: theirs can be alike, but no learning rate.
+    """
+    if record.get("normalise") == "mean":
+        return
     for name, student in record["students"].items():
         if "spread" not in student:
             continue

@@ -199,6 +199,7 @@ class Trainer:
             "step": self.number,
             "lr": self._learning_rate(self.number - 1),
             "coordinator_updates": self.updates,
+            **({} if self.coordinator is None else {"normalise": self.plan.coordinator.normalise}),
             "students": summary,
             **(self.plan.method.summary(self.memory) if self.epochs_done == 1 else {}),
         }

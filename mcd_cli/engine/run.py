@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from mcd_cli.batch_norm import OverProcesses
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
+from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Loader, plain
+from mcd_cli.data.splits import some_classes
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
@@ -298,6 +300,8 @@ class Run:
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
         loader = self.loader
+        if is_teacher and self.recipe.teacher.unseen:
+            loader = loader.training_on(seen_by_teacher(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:
             loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
         return Trainer(plan, students, frozen, loader, self.hardware, self._views(plan, loader, rehearsal))
@@ -337,6 +341,12 @@ class Run:
             "stages": [plan.name for plan in self.plans],
             "teacher": None if trained_here or self.teacher is None else self.teacher.sha256,
         }
+
+
+def seen_by_teacher(dataset: Dataset, unseen: float) -> Tensor:
+    """The training images, [n] sample ids, without those of the classes that the teacher shall not know."""
+    hidden = torch.from_numpy(some_classes(dataset.num_classes, unseen, dataset.split_seed))
+    return dataset.train[~torch.isin(dataset.labels[dataset.train], hidden)]
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:

@@ -20,12 +20,15 @@ from mcd_cli.engine.results import Weights
 from mcd_cli.engine.views import Views
 from mcd_cli.engine.weighed import Weighed
 from mcd_cli.errors import RunFailed
-from mcd_cli.losses import instance_losses
+from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
 from mcd_cli.recipe import CoordinatorSection
 from mcd_cli.seeds import generator, seed_of
+
+Sight = tuple[Tensor, Tensor]
+"""What C-NET may look at: the images, [n, 3, H, W], and what they cost, [n, k·c + teachers]."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,10 @@ class Trainer:
         losses = losses_of(z)  # [n, k, c]
         self._refuse_non_finite(logits=z, loss=losses)
         with torch.no_grad():
-            p = None if self.coordinator is None else self._coordinator_outputs(batch, not learns)
+            p = None
+            if self.coordinator is not None:
+                sight = x, costs(losses, z_teachers, y)
+                p = self._coordinator_outputs(sight, batch.size, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
             w = w.expand_as(losses)
         loss = (w * losses).sum() / batch.size  # Σ_j of Eq. 3, Eq. 5; its shard of the mean over images
@@ -153,11 +159,16 @@ class Trainer:
         if learns:
             self.optimizer.zero_grad()
             del z, losses, loss
-            self._update_coordinator(batch, theta, losses_of, c)
+            self._update_coordinator(batch, sight, theta, losses_of, c)
         self.number += 1
 
     def _update_coordinator(
-        self, batch: Batch, theta: Weights, losses: Callable[[Tensor], Tensor], c: list[float]
+        self,
+        batch: Batch,
+        sight: Sight,
+        theta: Weights,
+        losses: Callable[[Tensor], Tensor],
+        c: list[float],
     ) -> None:
         """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
         assert self.coordinator is not None
@@ -169,7 +180,7 @@ class Trainer:
         directional = meta.directional_losses(self.students, theta, v, batch.images, losses)
         gradient = meta.weight_gradient(directional, c if literal else 1.0, batch.size)
         parameters = dict(self.coordinator.named_parameters())
-        p = meta.without_side_effects(self.coordinator, parameters, batch.images)
+        p = meta.without_side_effects(self.coordinator, parameters, *sight)
         w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         w.backward(gradient)
@@ -266,6 +277,7 @@ class Trainer:
                 section.arch,
                 len(students.names),
                 len(self.symbols),
+                num_teachers=len(self.teachers),
                 mean=self.loader.dataset.mean,
                 std=self.loader.dataset.std,
                 scale=section.scale,
@@ -295,12 +307,12 @@ class Trainer:
             self.view = epoch, self.views(epoch)
         return self.view[1][batch.ids]
 
-    def _coordinator_outputs(self, batch: Batch, autocast: bool) -> Tensor:
+    def _coordinator_outputs(self, sight: Sight, size: int, autocast: bool) -> Tensor:
         """C-NET's outputs for the whole batch."""
         assert self.coordinator is not None
         with self.hardware.autocast(autocast):
-            outputs: Tensor = self.coordinator(batch.images)
-        return self.processes.gather(outputs, batch.size)
+            outputs: Tensor = self.coordinator(*sight)
+        return self.processes.gather(outputs, size)
 
     def _weigh(self, p: Tensor) -> Tensor:
         """The weights of this process's shard from the whole batch's outputs: its means, its permutation."""
@@ -343,6 +355,12 @@ class Trainer:
             f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
             "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
         )
+
+
+def costs(losses: Tensor, z_teachers: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    """The step's losses, [n, k, c], and the teachers' own cross-entropy against the label: [n, k·c + teachers]."""
+    own = [cross_entropy(z[:, None], y) for z in z_teachers.values()]
+    return torch.cat([losses.detach().flatten(1), *own], dim=1)
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:

@@ -135,7 +135,7 @@ class CoordinatorSection(Section):
 
     arch: str = "resnet32"
     scale: float = Field(1.0, gt=0)
-    normalise: Literal["none", "mean"] = "none"
+    normalise: Literal["none", "mean", "image"] = "none"
     total: float | None = Field(None, gt=0)
     control: Literal["none", "mean", "shuffle", "frozen"] = "none"
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -153,7 +153,7 @@ class CoordinatorSection(Section):
     @model_validator(mode="after")
     def _total_needs_normalise(self) -> CoordinatorSection:
         if self.total is not None and self.normalise == "none":
-            raise ValueError('total is used only with normalise = "mean"')
+            raise ValueError('total is used only with normalise = "mean" or "image"')
         return self
 
 

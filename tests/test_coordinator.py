@@ -58,6 +58,16 @@ def test_normalised_weights_have_the_total_on_average(options: dict[str, float],
     torch.testing.assert_close(w[0, 0] / w[1, 0], p[0, 0] / p[1, 0])
 
 
+@pytest.mark.parametrize(("options", "total"), [({}, 3.0), ({"scale": 2.0}, 6.0), ({"total": 1.5}, 1.5)])
+def test_normalised_by_image_each_image_has_the_total(options: dict[str, float], total: float) -> None:
+    g, p = with_opinions(normalise="image", **options)
+    w = g.weigh(p)
+    torch.testing.assert_close(w.sum(dim=-1), torch.full((N, K), total))
+    torch.testing.assert_close(w[..., 0] / w[..., 1], p[..., 0] / p[..., 1])
+    mean = cnet(normalise="image", control="mean", **options).weigh(p)
+    torch.testing.assert_close(mean.sum(dim=-1), torch.full((N, K), total))
+
+
 def test_normalisation_hides_growth_from_phi() -> None:
     """Along 'all weights grow', the normalised weights do not move: no gradient is left."""
     g = cnet(normalise="mean")

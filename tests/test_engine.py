@@ -59,7 +59,7 @@ def in_double(trainer: Trainer, n: int, m: int) -> Batch:
         {"arch": "scalar", "scale": 2.0},
         {"optimizer": "adam"},
         {"arch": "losses", "normalise": "mean"},
-        {"arch": "losses", "shared": False},
+        {"arch": "losses", "normalise": "image", "shared": False},
     ],
     ids=lambda c: "-".join(map(str, c.values())),
 )

@@ -354,7 +354,7 @@ def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
 
     Normalised weights have a total that is given: theirs can be alike, but no learning rate.
     """
-    if record.get("normalise") == "mean":
+    if record.get("normalise", "none") != "none":
         return
     for name, student in record["students"].items():
         if "spread" not in student:
@@ -364,7 +364,7 @@ def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
         if spread < 0.02 and not 0.1 <= mean <= 0.9:
             yield (
                 f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
-                "it acts as a learning rate; try --set coordinator.normalise=mean"
+                "it acts as a learning rate; try --set coordinator.normalise=image"
             )
 
 

@@ -59,8 +59,10 @@ class Coordinator(nn.Module):
 
     The head starts at zero, so every weight starts at scale/2 (but for `control="frozen"`, a random C-NET that is
     never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
-    `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
-    images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
+    `total`, inside φ's graph, so that only relative weights are learned; "image" makes each image's own weights sum
+    to `total`, so that only its mixture of losses is learned: no image can outweigh the others.
+    `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
+    permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
     `sync` as in Students. arch: a network of the zoo, which sees the images; LOSSES: OfLosses; SCALAR: Scalars.
     """
@@ -103,7 +105,8 @@ class Coordinator(nn.Module):
         self.shape = (num_students, num_losses)
         self.scale = scale
         self.normalise = normalise
-        self.total = total if total is not None else scale / 2 * num_losses
+        ceiling = scale * num_losses
+        self.total = total if total is not None else ceiling if normalise == "image" else ceiling / 2
         self.control = control
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -129,6 +132,8 @@ class Coordinator(nn.Module):
         elif self.control == "shuffle":
             assert permutation is not None
             w = w[permutation]
-        if self.normalise == "mean":
+        if self.normalise == "image":
+            w = self.total * w / w.sum(dim=-1, keepdim=True)
+        elif self.normalise == "mean":
             w = self.total * w / w.sum(dim=-1, keepdim=True).mean(dim=0, keepdim=True)
         return w

@@ -165,16 +165,16 @@ def work(trainer: Trainer, batch: Batch) -> tuple[int, int]:
     shape = tuple(batch.images.shape[1:])
     students = list(trainer.students.networks.values())
     macs = 3 * sum(profile(s, shape).macs for s in students) + profile(trainer.teachers["teacher"], shape).macs
-    moved = sum(_activations(s, batch) * 4 for s in students)  # written and read, forward and backward
-    moved += sum(_activations(model, batch) * 2 for model in trainer.teachers.values())
+    moved = sum(activations(s, batch.images) * 4 for s in students)  # written and read, forward and backward
+    moved += sum(activations(model, batch.images) * 2 for model in trainer.teachers.values())
     if trainer.coordinator is not None:
         macs += profile(trainer.coordinator, shape).macs
-        moved += _activations(trainer.coordinator, batch) * 2
+        moved += activations(trainer.coordinator, batch.images) * 2
     weights = sum(p.numel() * p.element_size() for s in students for p in s.parameters())
     return len(batch.ids) * macs, moved + 8 * weights
 
 
-def _activations(model: nn.Module, batch: Batch) -> int:
+def activations(model: nn.Module, images: Tensor) -> int:
     """Bytes of the outputs of convolutions, BatchNorms and linear layers."""
     total = 0
 
@@ -186,7 +186,7 @@ def _activations(model: nn.Module, batch: Batch) -> int:
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, kinds)]
     was_training = model.training
     with torch.no_grad():
-        model.eval()(batch.images)
+        model.eval()(images)
     model.train(was_training)
     for hook in hooks:
         hook.remove()

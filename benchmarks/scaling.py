@@ -28,6 +28,7 @@ from scaling_page import Reckoning, page
 from scipy.optimize import nnls
 
 from mcd_cli.cost import profile
+from mcd_cli.machine import processor
 from mcd_cli.models import build
 from mcd_cli.models.students import freeze
 
@@ -89,7 +90,12 @@ def sweep(threads: int, repeats: int) -> dict[str, Any]:
             point = DEFAULTS | {"threads": threads} | change
             rows.append({"sweep": name, **point, **elsewhere(point, repeats)})
     return {
-        "hardware": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)},
+        "hardware": {
+            "name": processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
         "threads": threads,
         "points": rows,
         "formula": fitted([row for row in rows if row["processes"] == 1 and row["threads"] == threads]),

@@ -28,8 +28,8 @@ def _measured(results: dict[str, Any]) -> list[str]:
     lines = [
         "# What a ladder costs as it grows",
         "",
-        f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, torch {about['torch']}, float32, "
-        f"{results['threads']} threads unless said otherwise; medians (smallest to largest) of "
+        f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, "
+        f"torch {about['torch']}, float32, {results['threads']} threads unless said otherwise; medians (smallest to largest) of "
         f"{results['points'][0]['step_ms']['n']} steps of the engine itself. This page is printed by "
         "`python benchmarks/scaling.py --doc`.",
         "",
@@ -138,8 +138,8 @@ def _memory(one: Reckoning) -> list[str]:
         f"1. activations: {_size(BATCH * one.held)} at batch {BATCH}; the batch must shrink, or be shared by "
         "processes (gradients, C-NET's weights and the meta-gradient are those of the whole batch; BatchNorm's with "
         "`--sync-bn`);",
-        f"2. the decoded images: {_size(pixels)} fit few machines' memory, and as a file they are read in random order: "
-        "the disk, not the processor, then gives the pace;",
+        f"2. the decoded images: {_size(pixels)} fit few machines' memory, and as a file they are read in random "
+        "order: the disk, not the processor, then gives the pace;",
         f"3. stored views: {_size(view)} each, K views are K times that;",
         f"4. what is per image on the device ({_size(weighed)} and {_size(draws)}) and the logits: small beside "
         "the rest.",

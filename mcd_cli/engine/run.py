@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd_cli.batch_norm import OverProcesses
+from mcd_cli.batch_norm_on_cpu import QuickOnCPU
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.dataset import Dataset
@@ -288,7 +289,7 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
-            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else None,
+            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else QuickOnCPU(),
         )
         begins = self.state is None or not self.state.tensors
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:

@@ -46,6 +46,7 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
     if not courses:
         return None
     figure = Figure(figsize=(13, 3.1 * len(courses)), layout="constrained")
+    figure.suppressComposite = True  # an SVG holds each image in its own pixels
     rows = figure.subfigures(len(courses), 1, squeeze=False)[:, 0]
     for row, (student, course) in zip(rows, courses.items(), strict=True):
         images = course[-1][1].get("images")

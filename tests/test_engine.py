@@ -180,9 +180,7 @@ class WithDropout(nn.Sequential):
     """A student whose forward draws from torch's global generator."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(
-            nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes)
-        )
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes))
 
 
 def test_dropout_is_a_function_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

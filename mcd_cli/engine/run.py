@@ -37,7 +37,6 @@ from mcd_cli.methods.base import TEACHER, Stage
 from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
-from mcd_cli.models.torchvision_zoo import load_pretrained
 from mcd_cli.processes import check_shards
 from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
@@ -293,6 +292,8 @@ class Run:
         )
         begins = self.state is None or not self.state.tensors
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
+            from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
+
             arch = archs[TEACHER].removeprefix(TORCHVISION)
             filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(Said(f"teacher: {filled} tensors start from ImageNet's weights"))

@@ -324,6 +324,8 @@ class Trainer:
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which each process has moved by its own shard."""
+        if self.processes.world == 1:
+            return []
         modules = [self.students] if self.coordinator is None else [self.students, self.coordinator]
         return [b for module in modules for name, b in module.named_buffers() if "running_" in name]
 

@@ -24,6 +24,7 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import read_state
+from mcd_cli.engine.evaluation import each_logits
 from mcd_cli.engine.events import Event, Stepped, Warned
 from mcd_cli.engine.graph import NUM_FIRST, Graphs, Replayed, Work
 from mcd_cli.engine.run import Options, Run
@@ -87,33 +88,90 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
 LONG = {"batch_size": 100, "epochs": 2, "warm_start": {"epochs": 0}, "coordinator": {"every": 2}}  # 10 steps an epoch
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As written, never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_recipe(**LONG), out)
+    return out
+
+
+class RandomViews:
+    """The teacher's stored logits of two views, without a teacher."""
+
+    num_views = 2
+
+    def __call__(self, epoch: int) -> Tensor:
+        return torch.randn(1797, 10, generator=torch.Generator().manual_seed(epoch % 2)).half()
+
+
+def steps_of(out: Path, num_steps: int, recorder: Tape | None, **changes: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The state after so many steps of a stage and an evaluation, and what was warned of."""
+    recipe, told = tiny_recipe(**(LONG | changes)), list[str]()
+    with RunFolder.create(str(out), recipe) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_recorder", lambda self: recorder)
+        run = make_run(recipe, folder)
+        torch.manual_seed(0)  # of the stand-ins for finished students
+        trainer = run._trainer(run.plans[-1], rehearsal=True)
+    trainer.graphs.warn = told.append
+    if trainer.views is not None:
+        trainer.views = RandomViews()  # type: ignore[assignment]
+    trainer.prepare()
+    while trainer.number < num_steps:
+        for _ in trainer._steps():
+            if trainer.number == num_steps:
+                break
+        else:
+            trainer.end_epoch()
+    return {name: value.nan_to_num() for name, value in trainer.tensors().items()}, told
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"method": "ce"},
         {"method": "kd", "optimizer": {"nesterov": True}},
         {"method": "constant", "teacher": {"views": 2}},
-        {"method": "rmc", "warm_start": {"epochs": 1}},
-        {"method": "mc-distil"},
-        {"method": "mc-distil", "coordinator": {"normalise": "mean", "total": 3.0, "every": 3}},
-        {"method": "mc-distil", "coordinator": {"optimizer": "adam", "shared": False}},
+        {"method": "rmc"},
+        {"method": "mc-distil", "coordinator": {"every": 2, "normalise": "mean", "total": 3.0}},
+        {"method": "mc-distil", "coordinator": {"every": 1, "optimizer": "adam", "shared": False}},
     ],
     ids=str,
 )
-def test_replayed_steps_are_the_steps_as_written(
-    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {key: {**LONG.get(key, {}), **v} if isinstance(v, dict) else v for key, v in changes.items()}  # type: ignore[dict-item]
-    recipe = tiny_recipe(**(LONG | changes))
-    train(recipe, tmp_path / "written")
-    tape, told = Tape(), list[str]()
-    monkeypatch.setattr(Run, "_recorder", lambda self: tape)
-    train(recipe, tmp_path / "graphed", lambda event: told.append(event.text) if isinstance(event, Warned) else None)
-    assert finished(tmp_path / "graphed") == finished(tmp_path / "written")
-    assert not [line for line in told if "CUDA graph" in line]
-    assert tape.num_replays > 12
+def test_replayed_steps_are_the_steps_as_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+    written, _ = steps_of(tmp_path / "written", 12, None, **changes)
+    tape = Tape()
+    replayed, told = steps_of(tmp_path / "replayed", 12, tape, **changes)
+    assert told == []
+    assert tape.num_replays >= 4
     for operators in tape.recorded:
         assert operators[HOST_SYNC] == operators[FROM_HOST] == 0
+    assert written.keys() == replayed.keys()
+    assert all(torch.equal(value, replayed[name]) for name, value in written.items())
+
+
+def test_a_whole_graphed_run_leaves_the_same_files(tmp_path: Path, tape: Tape, whole: Path) -> None:
+    train(tiny_recipe(**LONG), tmp_path / "run")
+    assert finished(tmp_path / "run") == finished(whole)
+    assert tape.num_replays > 10
+
+
+def test_evaluation_is_replayed_too(tmp_path: Path) -> None:
+    """With the weights as they are then; the short last batch runs as written."""
+    tape, recipe = Tape(), tiny_recipe(method="ce", warm_start={"epochs": 0})
+    with RunFolder.create(str(tmp_path / "run"), recipe) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_recorder", lambda self: tape)
+        run = make_run(recipe, folder)
+        trainer = run._trainer(run.plans[-1], rehearsal=True)
+    val, seen = trainer.loader.dataset.val, set()
+    for epoch in range(NUM_FIRST + 3):
+        trainer.step(next(iter(trainer.loader.epoch(epoch))))
+        expected = each_logits(trainer.students, trainer.loader, val, lambda z: z)
+        before = tape.num_replays
+        assert torch.equal(each_logits(trainer.students, trainer.loader, val, lambda z: z, trainer.evaluated), expected)
+        assert tape.num_replays - before == (epoch + 1 >= NUM_FIRST)
+        seen.add(expected.sum().item())
+    assert len(seen) == NUM_FIRST + 3
 
 
 def test_the_tape_holds_what_a_tape_has_to_hold() -> None:
@@ -121,14 +179,6 @@ def test_the_tape_holds_what_a_tape_has_to_hold() -> None:
     with Recording() as recording:
         torch.zeros(2).new_tensor([1.0, 2.0]) + torch.tensor(3.0)
     assert sum(str(func).startswith(FROM_HOST) for func, *_ in recording.operators) == 2
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As written, never stopped."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_recipe(**LONG), out)
-    return out
 
 
 @pytest.mark.parametrize("step", [4, 13])
@@ -192,8 +242,8 @@ class WithDropout(nn.Sequential):
     "changes",
     [
         {"method": "by-number"},
-        {"method": "dgkd", "distill": {"drop": 0.5}, "epochs": 1},
-        {"method": "mc-distil", "coordinator": {"control": "shuffle", "every": 2}, "epochs": 1},
+        {"method": "dgkd", "distill": {"drop": 0.5}},
+        {"method": "mc-distil", "coordinator": {"control": "shuffle", "every": 2}},
         {"method": "kd", "students": ["with-dropout"]},
     ],
     ids=str,
@@ -201,15 +251,15 @@ class WithDropout(nn.Sequential):
 def test_what_needs_the_host_stays_as_written(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is no fault, so nobody is warned."""
     monkeypatch.setitem(METHODS._rows, "by-number", f"{__name__}:ByNumber")
     monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
-    recipe = tiny_recipe(**(LONG | changes))
-    train(recipe, tmp_path / "written")
-    told: list[str] = []
-    monkeypatch.setattr(Run, "_recorder", lambda self: Tape())
-    train(recipe, tmp_path / "graphed", lambda event: told.append(event.text) if isinstance(event, Warned) else None)
-    assert finished(tmp_path / "graphed") == finished(tmp_path / "written")
-    assert not told  # it is no fault
+    written, _ = steps_of(tmp_path / "written", 10, None, **changes)
+    tape = Tape()
+    graphed, told = steps_of(tmp_path / "graphed", 10, tape, **changes)
+    assert told == []
+    assert tape.num_replays == 0
+    assert all(torch.equal(value, graphed[name]) for name, value in written.items())
 
 
 def graphed(work: Callable[..., Tensor | None], state: Tensor, told: list[str]) -> Callable[..., Any]:
@@ -225,7 +275,7 @@ def test_a_replay_that_is_not_the_work_is_told_once_and_left() -> None:
         return state * 2
 
     call, expected = graphed(work, state, told), torch.zeros(3)
-    for number in range(NUM_FIRST + 3):  # noqa: B007 (work reads it)
+    for number in range(NUM_FIRST + 3):
         x = torch.arange(3.0) + number
         expected += x * number
         assert torch.equal(call(x), expected * 2)

@@ -352,6 +352,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU her
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("method", ["ce", "kd", "mc-distil"])
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:  # pragma: no cover
@@ -362,9 +363,9 @@ def test_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:  # pragm
         told: list[str] = []
 
         def listen(event: Event) -> None:
-            if isinstance(event, Warned):
+            if isinstance(event, Warned) and "CUDA graph" in event.text:
                 told.append(event.text)
-            if isinstance(event, Stepped) and event.stage == "distill":
+            if isinstance(event, Stepped) and event.stage == "distill" and not eager:
                 # epochs 1 and 2 hold the warm-up, the captures and the proofs; each epoch's end may wait
                 torch.cuda.set_sync_debug_mode("error" if 20 < event.step < 30 else "default")
 

@@ -16,10 +16,6 @@ NUM_FIRST = WARM_UP + 2  # and one that captures, and one that proves
 Work = Callable[[], Tensor | None]
 
 
-class HostBound(Exception):
-    """The work asks the host for what changes from call to call (a draw, the step's number): it cannot be replayed."""
-
-
 class Recorder(Protocol):
     """How work is run and recorded on a device."""
 
@@ -70,6 +66,7 @@ class Graphs:
         self.device = device
         self.warn = warn
         self.recording = False
+        self.num_asked = 0
         self.num_first = NUM_FIRST if recorder else 0  # calls of each work until it is replayed
 
     def of(
@@ -77,15 +74,14 @@ class Graphs:
     ) -> Callable[..., Any]:
         return work if self.recorder is None else Replayed(name, work, written, self, self.recorder)
 
-    def not_while_recording(self) -> None:
-        """Raises HostBound where the answer would be frozen into a graph."""
-        if self.recording:
-            raise HostBound
+    def host_is_asked(self) -> None:
+        """By work, for what changes from call to call (a draw, the step's number): a graph would freeze the answer."""
+        self.num_asked += 1
 
-    def random_states(self) -> list[Tensor]:
-        """Of the generators that dropout and stochastic depth draw from; no device is waited for."""
-        states = [torch.get_rng_state()]
-        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+    def asked_so_far(self) -> list[Tensor]:
+        """Of the host, and of the generators that dropout and stochastic depth draw from; no device is waited for."""
+        found = [torch.tensor(self.num_asked), torch.get_rng_state()]
+        return [*found, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else found
 
 
 class Replayed:
@@ -93,7 +89,7 @@ class Replayed:
 
     work: reads its inputs and what it closes over, writes in place, to the tensors of `written` alone (what else it
     leaves behind is never read), and returns a tensor or nothing. Inputs of another shape than the first call's are
-    run as written, always. So is work that draws random numbers or is HostBound, and, with a warning, work that
+    run as written, always. So is work that draws random numbers or asks the host, and, with a warning, work that
     cannot be captured or whose replay on fresh inputs is not the same to the last bit (in deterministic mode; else to
     rounding). Whatever happens, each call leaves the state that the work as written would leave.
     """
@@ -141,9 +137,9 @@ class Replayed:
 
     def _capture(self, inputs: tuple[Any, ...]) -> Tensor | None:
         """The work as written; then, its results put aside, once more under the recorder."""
-        states = self.graphs.random_states()
+        asked = self.graphs.asked_so_far()
         output = self.recorder.run(partial(self.work, *inputs))
-        if not all(map(torch.equal, states, self.graphs.random_states())):
+        if not all(map(torch.equal, asked, self.graphs.asked_so_far())):
             self._give_up()
             return output
         written = self.written()
@@ -153,8 +149,6 @@ class Replayed:
         try:
             self.graphs.recording = True
             self.replay, self.output = self.recorder.capture(partial(self.work, *self.inputs))
-        except HostBound:
-            self._give_up()
         except Exception as error:  # whatever the driver says: the work as written is still there
             self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
         finally:

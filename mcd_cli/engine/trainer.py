@@ -372,11 +372,11 @@ class Trainer:
         torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number, self.processes.rank))
 
     def _draw(self, purpose: str) -> torch.Generator:
-        self.graphs.not_while_recording()
+        self.graphs.host_is_asked()
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
 
     def _position(self) -> int:
-        self.graphs.not_while_recording()
+        self.graphs.host_is_asked()
         return self.number
 
     def _set_learning_rate(self) -> None:

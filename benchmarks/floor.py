@@ -8,8 +8,8 @@ Images: the built-in digits at the recipe's size, or `--images` random ones in 1
 the size of CIFAR-100's training set); batch 400 unless set. Times are medians over repeats in one run, the parts one
 after another within each repeat. Floors: multiply-adds of teacher, students (forward 1, backward 2) and C-NET over the
 rate of a large matrix product at the same precision; bytes of all activations written once and read once in each
-direction, and of weights, gradients and momenta, over the measured bandwidth of a copy. The ratio is of the whole step to
-the larger floor. Beside them: a meta step by double backward (the same gradient), pair by pair.
+direction, and of weights, gradients and momenta, over the measured bandwidth of a copy. The ratio is of the whole step
+to the larger floor. Beside them: a meta step by double backward (the same gradient), pair by pair.
 
 On a GPU also, pair by pair: a whole epoch (batches, augmentation, steps, meta steps, evaluation on V) with CUDA graphs
 and without, and what 500 such epochs would take.

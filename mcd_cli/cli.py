@@ -61,6 +61,10 @@ def distill(
         typer.Option(help="8G: larger data sets are streamed from disk.", show_default="half of what is free"),
     ] = None,
     sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Under torchrun: BatchNorm over all processes.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Kernels chosen by timing them: not the same bits every time.")
+    ] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="On a GPU: no CUDA graphs; slower, the same bits.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe, cost and estimate.")] = False,
@@ -82,6 +86,7 @@ def distill(
         "batch_size": batch_size,
         "seed": seed,
         "precision": precision,
+        "deterministic": False if fast else None,
         "sync_bn": sync_bn or None,
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
@@ -105,6 +110,7 @@ def distill(
         json_output=json_output,
         quiet=quiet,
         debug=debug,
+        eager=eager,
     )
     run(asked)
 
@@ -161,6 +167,10 @@ def compare(
     ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the comparison in this folder.")] = None,
     checkpoint_every: Annotated[str | None, typer.Option(help="20steps, 2min: saves besides each epoch's end.")] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Kernels chosen by timing them: not the same bits every time.")
+    ] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="On a GPU: no CUDA graphs; slower, the same bits.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on with a teacher near chance.")] = False,
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Leave unreadable images out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after recipe and estimate.")] = False,
@@ -182,6 +192,7 @@ def compare(
         "epochs": epochs,
         "batch_size": batch_size,
         "precision": precision,
+        "deterministic": False if fast else None,
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
     }
@@ -204,6 +215,7 @@ def compare(
         json_output=json_output,
         quiet=quiet,
         debug=debug,
+        eager=eager,
     )
     run(Compared(asked, methods, seeds, overlay or [], beside or [], paper))
 

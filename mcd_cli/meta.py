@@ -26,13 +26,14 @@ from mcd_cli.losses import cross_entropy
 Parameters = Mapping[str, Tensor]
 
 
-def step_size(group: Mapping[str, Any], has_buffer: bool) -> float:
+def step_size(group: Mapping[str, Any], has_buffer: bool) -> float | Tensor:
     """c of the step that SGD is about to take with this parameter group: ∂θ'/∂g = −c.
 
     c = η(1 − δ); η where momentum has no buffer yet (PyTorch's first step skips dampening); Nesterov's step
     looks ahead once more: η(1 + μ(1 − δ)).
     """
-    eta, mu, delta = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
+    eta: float | Tensor = group["lr"]  # a tensor where it lives on the device
+    mu, delta = float(group["momentum"]), float(group["dampening"])
     if mu == 0:
         return eta
     into_buffer = 1 - delta if has_buffer else 1.0
@@ -78,11 +79,12 @@ def directional_losses(
     return tangent
 
 
-def weight_gradient(directional: Tensor, c: Sequence[float] | float, n: int | None = None) -> Tensor:
+def weight_gradient(directional: Tensor, c: Sequence[float | Tensor] | float, n: int | None = None) -> Tensor:
     """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
 
     directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
     this is one shard of it. Returns [n, k, c].
     """
-    size = torch.as_tensor(c, dtype=directional.dtype, device=directional.device)
+    one = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
+    size = torch.stack([one * c_j for c_j in ([c] if isinstance(c, float) else c)])
     return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

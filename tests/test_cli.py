@@ -206,7 +206,7 @@ def test_resume_keeps_its_recipe(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunFolder.create("run", tiny_recipe()).close()
-    for args in (["--epochs", "3"], ["--set", "seed=1"], ["--students", "resnet10-s"], ["--out", "x"]):
+    for args in (["--epochs", "3"], ["--set", "seed=1"], ["--students", "resnet10-s"], ["--out", "x"], ["--fast"]):
         assert "only --device" in refused(monkeypatch, capsys, place, "distill", "--resume", "run", *args)
     assert "--dry-run" in refused(monkeypatch, capsys, place, "distill", "--resume", "run", "--dry-run")
     (place / "run/recipe.toml").write_text("epochs = 0")
@@ -218,7 +218,7 @@ def test_dry_run(
     as_json: bool, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = everything(place)
-    args = ["distill", "--recipe", "tiny.toml", "--seed", "7", "--dry-run", *["--json"] * as_json]
+    args = ["distill", "--recipe", "tiny.toml", "--seed", "7", "--dry-run", *["--json", "--fast", "--eager"] * as_json]
     assert mcd(monkeypatch, *args) == 0
     said = capsys.readouterr()
     assert everything(place) == before
@@ -226,6 +226,8 @@ def test_dry_run(
     if as_json:
         document = json.loads(said.out)
         assert document["recipe"]["seed"] == 7
+        assert document["recipe"]["deterministic"] is False  # --fast
+        assert "another run has other bits" in said.err
         assert [student["name"] for student in document["students"]] == TINY["students"]
         assert document["estimate_seconds"] > 0
     else:

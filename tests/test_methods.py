@@ -27,7 +27,7 @@ def step_of(k: int, method: Method) -> tuple[Step, Tensor]:
     z, z_teacher = (2 * torch.randn(*shape, C, generator=draw, dtype=torch.float64) for shape in ((N, k), (N,)))
     (stage,) = method.stages([f"s{j}" for j in range(k)])
     teachers = {TEACHER: z_teacher} if TEACHER in stage.teachers else {}
-    return Step(torch.arange(N), Y, z, teachers, {}, 0, lambda purpose: generator(purpose)), z
+    return Step(torch.arange(N), Y, z, teachers, {}, lambda: 0, lambda purpose: generator(purpose)), z
 
 
 def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False, **options: Any) -> float:
@@ -97,7 +97,7 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
         seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
         z = torch.randn(N, len(stage.students), C)
         memory = method.prepare(Survey(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
-        guides = method.guides(Step(torch.arange(N), Y, z, seen, memory, 0, lambda purpose: generator(purpose)))
+        guides = method.guides(Step(torch.arange(N), Y, z, seen, memory, lambda: 0, lambda purpose: generator(purpose)))
         assert len(method.symbols(stage)) == 1 + (0 if guides is None else guides.shape[2])
 
 
@@ -146,7 +146,7 @@ def dgkd_step(number: int = 0) -> Step:
     """The third link's step: one student, three teachers."""
     z = torch.randn(N, 1, C, generator=torch.Generator().manual_seed(0))
     teachers = {name: torch.randn(N, C) for name in (TEACHER, "big", "middle")}
-    return Step(torch.arange(N), Y, z, teachers, {}, number, lambda purpose: generator(purpose, number))
+    return Step(torch.arange(N), Y, z, teachers, {}, lambda: number, lambda purpose: generator(purpose, number))
 
 
 def test_dgkd_weighs_the_label_q_times() -> None:
@@ -226,7 +226,7 @@ def test_rmc_softens_the_teacher_image_by_image() -> None:
     step, _ = step_of(2, METHODS.load("kd")(DistillSection()))
     table = torch.linspace(0.3, 1, N).double()
     ids = torch.tensor([3, 0, 5, 1, 2, 4])
-    step = Step(ids, Y, step.logits, step.teachers, {"difficulty": table}, 0, step.draw)
+    step = Step(ids, Y, step.logits, step.teachers, {"difficulty": table}, lambda: 0, step.draw)
     guides = method.guides(step)
     for i in range(N):
         torch.testing.assert_close(guides[i, 0, 0], table[ids[i]] * step.teachers[TEACHER][i])

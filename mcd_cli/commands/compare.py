@@ -144,7 +144,7 @@ def _engine(asked: Asked, view: View) -> Engine:
     from mcd_cli.run_folder import RunFolder
 
     memory = None if asked.max_memory is None else size(asked.max_memory)
-    options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory)
+    options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory, asked.eager)
 
     def run(recipe: Recipe, folder: RunFolder) -> Run:
         return Run(recipe, folder, options, view)

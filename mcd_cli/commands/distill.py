@@ -43,6 +43,7 @@ class Asked:
     json_output: bool = False
     quiet: bool = False
     debug: bool = False
+    eager: bool = False
 
 
 def run(asked: Asked) -> None:
@@ -83,7 +84,7 @@ def run(asked: Asked) -> None:
             if "deterministic implementation" in str(error):
                 raise UserError(
                     "a network of this run has no deterministic implementation on this device; "
-                    "give up the same bits every time: --set deterministic=false"
+                    "give up the same bits every time: --fast"
                 ) from None
             raise
 
@@ -130,7 +131,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
     try:
         if not is_finished:
             memory = None if asked.max_memory is None else size(asked.max_memory)
-            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory)
+            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory, asked.eager)
             training = Run(recipe, folder, options, view if processes.writes else lambda event: None)
             if asked.resume is None:
                 training.check()
@@ -203,7 +204,7 @@ def check(asked: Asked) -> None:
         if any(value is not None for value in given) or asked.settings or changed:
             raise UserError(
                 "--resume goes on with the recipe in its folder; "
-                "only --device, --threads, --max-memory and --checkpoint-every may change"
+                "only --device, --threads, --max-memory, --eager and --checkpoint-every may change"
             )
 
 

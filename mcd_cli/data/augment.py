@@ -107,7 +107,7 @@ def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
     m the mean of grey(b x). factors: [n, 3].
     """
     b, c, s = factors[:, :, None, None, None].unbind(dim=1)
-    grey = (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    grey = (x * torch.stack([x.new_full((), g) for g in GREY]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     constant = (1 - c) * b * grey.mean(dim=(2, 3), keepdim=True)
     return (x * (s * c * b) + (grey * ((1 - s) * c * b) + constant)).clamp_(0, 1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from mcd_cli.errors import UserError
 from mcd_cli.processes import ALONE, Processes
 from mcd_cli.seeds import generator
 
+CHUNK = 2**26  # bytes of float32 images that are augmented at once on a GPU, ahead of the steps that use them
 
-@dataclass(frozen=True)
-class Batch:
+
+class Batch(NamedTuple):
     """ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n].
 
     All of this process's shard; size: images of the batch over all processes.
@@ -39,6 +41,8 @@ class Loader:
     """The images of one data set as batches of train, of V, or of any split: this process's shards of them.
 
     memory: bytes that the images may take on the device; larger data sets are streamed from disk (None: no limit).
+    ahead: batches that are augmented at once; None: one on a CPU, whose cache holds it, many on a GPU, whose host
+    would have more work with each than the GPU.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Loader:
         device: torch.device,
         processes: Processes = ALONE,
         memory: int | None = None,
+        ahead: int | None = None,
     ) -> None:
         if batch_size > len(dataset.train):
             raise UserError(
@@ -68,6 +73,8 @@ class Loader:
         self.streams = memory is not None and dataset.images.nbytes > memory
         self.pixels: Pixels = (Streamed if self.streams else InMemory)(dataset.images, device)
         self.labels = dataset.labels.to(device)
+        of_batch = 4 * batch_size * dataset.images[0].numel()
+        self.ahead = ahead or (1 if device.type == "cpu" else max(1, CHUNK // of_batch))
         self.num_steps = len(dataset.train) // batch_size  # the last short batch is dropped
 
     def training_on(self, train: Tensor) -> Loader:
@@ -80,19 +87,24 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0, views: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from `start` on; views: how many an image has (0: a new one per epoch)."""
         train = self.dataset.train
-        order = train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))]
-        draws = self._draws(epoch % views if views else epoch)
+        order = self._beside_pixels(train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))])
+        draws = self._beside_pixels(self._draws(epoch % views if views else epoch))
         batches = [
             self.processes.own(order[step * self.batch_size : (step + 1) * self.batch_size])
-            for step in range(start, self.num_steps)
+            for step in range(self.num_steps)
         ]
-        for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
-            yield self._batch(ids, self.augmentation(pixels, draws[ids]), self.batch_size)
+        # from `start` or before it: chunks are the same wherever the epoch is taken up, so their arithmetic is, too
+        firsts = range(start - start % self.ahead, self.num_steps, self.ahead)
+        chunks = [torch.cat(batches[first : first + self.ahead]) for first in firsts]
+        for first, chunk, pixels in zip(firsts, chunks, self.pixels.each(chunks), strict=True):
+            images = self.augmentation(pixels, draws[chunk]).split(len(batches[0]))
+            for step in range(max(start, first), first + len(images)):
+                yield self._batch(batches[step], images[step - first], self.batch_size)
 
     def view(self, view: int) -> Iterator[Batch]:
         """Every training image once as that view shows it, in order, in every process."""
-        draws = self._draws(view)
-        batches = self.dataset.train.split(self.batch_size)
+        draws = self._beside_pixels(self._draws(view))
+        batches = self._beside_pixels(self.dataset.train).split(self.batch_size)
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, self.augmentation(pixels, draws[ids]), len(ids))
 
@@ -102,12 +114,12 @@ class Loader:
         size = min(self.batch_size, len(val))
         lap, position = divmod(update, len(val) // size)
         order = val[torch.randperm(len(val), generator=generator("validation", self.seed, lap))]
-        ids = self.processes.own(order[position * size : (position + 1) * size])
+        ids = self._beside_pixels(self.processes.own(order[position * size : (position + 1) * size]))
         return self._batch(ids, plain(self.pixels.take(ids)), size)
 
     def in_order(self, split: Tensor) -> Iterator[Batch]:
         """Every image of this process's part of the split once, un-augmented, in order; the last batch may be short."""
-        batches = self.processes.own(split).split(max(self.batch_size, 256))
+        batches = self._beside_pixels(self.processes.own(split)).split(max(self.batch_size, 256))
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, plain(pixels), len(ids))
 
@@ -115,5 +127,15 @@ class Loader:
         return draws_of_epoch(len(self.dataset.images), self.augment_seed, view)
 
     def _batch(self, ids: Tensor, images: Tensor, size: int) -> Batch:
-        ids = ids.to(self.device)
+        ids = self._on_device(ids)
         return Batch(ids, images, self.labels[ids], size)
+
+    def _beside_pixels(self, tensor: Tensor) -> Tensor:
+        """Where an index into the pixels has to be: moved once, instead of batch by batch."""
+        return tensor if self.streams else self._on_device(tensor)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """Without the host waiting for the device."""
+        if self.device.type == "cpu" or tensor.device.type != "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -20,7 +20,8 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / batch.size
     section = trainer.plan.coordinator
     trainer.epochs_done = 1 if section.every > 1 else 0  # of an epoch in which C-NET does not learn
-    _timed_step(trainer, batch, number=0)  # the first step pays for compilation and memory
+    for number in (0, 1) * trainer.graphs.num_first or (0,):  # the first steps pay for compilation, memory, graphs
+        _timed_step(trainer, batch, number)
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
     trainer.epochs_done = 0
     meta = _timed_step(trainer, batch, number=0) if trainer.coordinator is not None else ordinary

@@ -10,20 +10,31 @@ from torch import Tensor, nn
 from mcd_cli.data.loader import Loader
 
 
-def each_logits(model: nn.Module, loader: Loader, split: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
-    """keep(logits) of every image of the split, in its order; the model's mode is put back."""
+def each_logits(
+    model: nn.Module,
+    loader: Loader,
+    split: Tensor,
+    keep: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """keep(logits) of every image of the split, in its order; the model's mode is put back.
+
+    run: what computes the model's logits instead of a plain call (a graph of it).
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        kept = [keep(model(batch.images)) for batch in loader.in_order(split)]
+        kept = [keep((run or model)(batch.images)) for batch in loader.in_order(split)]
         everyones = loader.processes.gather(torch.cat(kept), len(split))
     model.train(was_training)
     return everyones.cpu()
 
 
-def predictions(model: nn.Module, loader: Loader, split: Tensor) -> Tensor:
+def predictions(
+    model: nn.Module, loader: Loader, split: Tensor, run: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """The predicted class of every image of the split: [N] of a single network, [N, k] of Students."""
-    return each_logits(model, loader, split, lambda z: z.argmax(dim=-1))
+    return each_logits(model, loader, split, lambda z: z.argmax(dim=-1), run)
 
 
 def num_correct(predicted: Tensor, loader: Loader, split: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class Hardware:
         wanted = enabled and self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the host may queue steps without waiting for them: on a GPU that this process has for itself."""
+        return self.device.type == "cuda" and self.processes.world == 1
+
     def describe(self) -> dict[str, object]:
         """What the manifest records: device, its model, precision, processes, threads of each, torch's version."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor()

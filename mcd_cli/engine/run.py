@@ -21,6 +21,7 @@ from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
 from mcd_cli.engine.finish import write_ladder
+from mcd_cli.engine.graph import CudaRecorder, Recorder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
 from mcd_cli.engine.interrupt import Stop, stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
@@ -52,6 +53,7 @@ class Options:
     force: bool = False
     skip_bad_images: bool = False
     max_memory: int | None = None  # bytes of images held in memory; None: half of what is free
+    eager: bool = False  # no CUDA graphs
 
 
 class Run:
@@ -63,8 +65,11 @@ class Run:
         self.folder = folder
         self.emit = emit
         self.force = options.force
+        self.eager = options.eager
         self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
         self.processes = self.hardware.processes
+        if not recipe.deterministic:
+            emit(Said("deterministic = false (--fast): kernels are chosen by timing them, another run has other bits"))
         check_shards(recipe.batch_size, "a batch", self.processes)
         every = recipe.checkpoint.every
         self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
@@ -306,7 +311,20 @@ class Run:
             loader = loader.training_on(seen_by_teacher(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:
             loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
-        return Trainer(plan, students, frozen, loader, self.hardware, self._views(plan, loader, rehearsal))
+        return Trainer(
+            plan,
+            students,
+            frozen,
+            loader,
+            self.hardware,
+            self._views(plan, loader, rehearsal),
+            self._recorder(),
+            lambda line: None if rehearsal else self.emit(Warned(line)),
+        )
+
+    def _recorder(self) -> Recorder | None:
+        """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
+        return CudaRecorder(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 
     def _views(self, plan: Plan, loader: Loader, rehearsal: bool) -> Views | None:
         """The teacher's stored logits, where the recipe wants them: in the method's own stages."""

@@ -14,12 +14,13 @@ from mcd_cli import meta
 from mcd_cli.data.loader import Batch, Loader
 from mcd_cli.engine.checkpoint import optimizer_tensors, put, restore_optimizer
 from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
+from mcd_cli.engine.finite import PATIENCE, Finite
+from mcd_cli.engine.graph import Graphs, Recorder
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.views import Views
 from mcd_cli.engine.weighed import Weighed
-from mcd_cli.errors import RunFailed
 from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
@@ -58,8 +59,10 @@ class Trainer:
         loader: Loader,
         hardware: Hardware,
         views: Views | None = None,
+        recorder: Recorder | None = None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """views: the teacher's stored logits; None: it runs in every step."""
+        """views: the teacher's stored logits; None: it runs in every step. recorder: of graphs; None: no graphs."""
         self.plan = plan
         self.loader = loader
         self.hardware = hardware
@@ -73,15 +76,26 @@ class Trainer:
             fused=True,
             **plan.sgd,
         )
+        # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
+        ahead = hardware.runs_ahead or recorder is not None
+        self.eta = torch.zeros((), device=hardware.device) if ahead else None
+        self.finite = Finite(students.names, plan.name, hardware.device, deferred=ahead)
         self.symbols = plan.method.symbols(plan.stage)
         self.coordinator: Coordinator | None = None
         self.weighed: Weighed | None = None
         if plan.method.learned:
             self.coordinator = self._new_coordinator()
-            self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator)
+            self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator, ahead)
             num_images = len(loader.dataset.labels)
             self.weighed = Weighed(num_images, len(students.names), len(self.symbols), hardware.device)
         self.meters = Meters(len(students.names), len(self.symbols), hardware.device)
+        if ahead:
+            for optimizer in self._optimizers():
+                optimizer.found_inf = self.finite.found  # type: ignore[attr-defined]
+        self.graphs = Graphs(recorder, hardware.device, warn)
+        self.ordinary_step = self.graphs.of("the training step", self._ordinary_step, self._written)
+        self.meta_step = self.graphs.of("the meta step", self._meta_step, self._written)
+        self.evaluated = self.graphs.of("evaluation", self.students, list)
         self.number = 0
         self.updates = 0
         self.epochs_done = 0
@@ -117,29 +131,52 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """θ^t → θ^{t+1} by Eq. 8; every L-th time φ follows through that very step (Eq. 9)."""
-        x, y = batch.images, batch.labels
-        learns = self._coordinator_learns()
-        theta = {name: p.detach().clone() for name, p in self.students.named_parameters()} if learns else {}
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.number)
-        c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
-
+        self._set_learning_rate()
         self._seed_dropout()
+        stored = self._stored(batch)
+        if self._coordinator_learns():
+            self.meta_step(batch, stored, self.loader.validation_batch(self.updates))
+            self.updates += 1
+        else:
+            self.ordinary_step(batch, stored)
+        self.number += 1
+        if self.number % PATIENCE == 0:
+            self.finite.refuse(self.number)
+
+    def _ordinary_step(self, batch: Batch, stored: Tensor | None) -> None:
+        self._descend(batch, stored, learns=False)
+
+    def _meta_step(self, batch: Batch, stored: Tensor | None, validation: Batch) -> None:
+        theta = {name: p.detach().clone() for name, p in self.students.named_parameters()}
+        c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
+        losses_of, sight = self._descend(batch, stored, learns=True)
+        assert sight is not None
+        self.optimizer.zero_grad()
+        self._update_coordinator(batch, validation, sight, theta, losses_of, c)
+
+    def _descend(
+        self, batch: Batch, stored: Tensor | None, learns: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Sight | None]:
+        """The students' step by Eq. 8; returns their losses as a function of logits, and what C-NET looked at.
+
+        stored: the teacher's logits of the batch; learns: φ will be differentiated through this step.
+        """
+        x, y = batch.images, batch.labels
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(self._seen_by(name, batch)) for name in self.teachers}
+            z_teachers = {name: at_least_float32(self._seen_by(name, x, stored)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
 
-        step = Step(batch.ids, y, z.detach(), z_teachers, self.memory, self.number, self._draw)
+        step = Step(batch.ids, y, z.detach(), z_teachers, self.memory, self._position, self._draw)
         guides = self.plan.method.guides(step)
 
         def losses_of(logits: Tensor) -> Tensor:
             return instance_losses(logits, y, guides, self.plan.tau)
 
         losses = losses_of(z)  # [n, k, c]
-        self._refuse_non_finite(logits=z, loss=losses)
+        self.finite.check(self.number, logits=z, loss=losses)
         with torch.no_grad():
-            p = None
+            p = sight = None
             if self.coordinator is not None:
                 sight = x, costs(losses, z_teachers, y)
                 p = self._coordinator_outputs(sight, batch.size, not learns)
@@ -156,24 +193,20 @@ class Trainer:
         self.meters.add(*seen, p=p)
         if self.weighed is not None:
             self.weighed.add(self.processes.gather(batch.ids, batch.size), seen[-1])
-        if learns:
-            self.optimizer.zero_grad()
-            del z, losses, loss
-            self._update_coordinator(batch, sight, theta, losses_of, c)
-        self.number += 1
+        return losses_of, sight
 
     def _update_coordinator(
         self,
         batch: Batch,
+        validation: Batch,
         sight: Sight,
         theta: Weights,
         losses: Callable[[Tensor], Tensor],
-        c: list[float],
+        c: list[float | Tensor],
     ) -> None:
         """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
         assert self.coordinator is not None
         literal = self.plan.coordinator.optimizer == "adam"
-        validation = self.loader.validation_batch(self.updates)
         v = meta.validation_gradient(self.students, validation.images, validation.labels, validation.size)
         self.processes.add_up(list(v.values()))
         self._seed_dropout()  # the same masks as in the real step
@@ -186,12 +219,13 @@ class Trainer:
         w.backward(gradient)
         self.processes.add_up(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
-        self.updates += 1
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate on V, keep each student's best; returns the epoch's line for metrics.jsonl."""
+        self.finite.refuse(self.number)
         val = self.loader.dataset.val
-        correct = num_correct(predictions(self.students, self.loader, val), self.loader, val).tolist()
+        predicted = predictions(self.students, self.loader, val, self.evaluated)
+        correct = num_correct(predicted, self.loader, val).tolist()
         summary = self.meters.summary(self.students.names, self.symbols, self.coordinator is not None)
         for name, right in zip(self.students.names, correct, strict=True):
             summary[name]["val_accuracy"] = right / len(val)
@@ -221,21 +255,32 @@ class Trainer:
         return {key: value.detach().cpu().clone() for key, value in state.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds of this stage."""
+        """All that a checkpoint holds of this stage. Raises RunFailed where a student is not finite."""
+        self.finite.refuse(self.number)
+        best = {f"best/{name}": weights for name, weights in self.best_weights.items()}
+        parts = self._moving_parts() | {"memory": self.memory} | best
+        return {f"{part}:{key}": value for part, content in parts.items() for key, value in content.items()}
+
+    def _moving_parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a step writes to, in place."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "students": self.students.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
             "meters": self.meters.tensors(),
-            "memory": self.memory,
         }
         if self.coordinator is not None:
             parts["coordinator"] = self.coordinator.state_dict()
             parts["coordinator_optimizer"] = optimizer_tensors(self.coordinator_optimizer)
         if self.weighed is not None:
             parts["weighed"] = self.weighed.tensors()
-        for name, weights in self.best_weights.items():
-            parts[f"best/{name}"] = weights
-        return {f"{part}:{key}": value for part, content in parts.items() for key, value in content.items()}
+        return parts
+
+    def _written(self) -> list[Tensor]:
+        """All of them, and the device's own verdict."""
+        return [t for part in self._moving_parts().values() for t in part.values()] + self.finite.tensors()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer] if self.coordinator is None else [self.optimizer, self.coordinator_optimizer]
 
     def position(self) -> dict[str, Any]:
         return {
@@ -298,10 +343,14 @@ class Trainer:
             return False
         return (self.number if section.unit == "step" else self.epochs_done) % section.every == 0
 
-    def _seen_by(self, name: str, batch: Batch) -> Tensor:
-        """A teacher's logits of the batch, [n, C]: computed, or read from the stored view of this epoch."""
-        if self.views is None or name != TEACHER:
-            return in_pieces(self.teachers[name], batch.images)
+    def _seen_by(self, name: str, x: Tensor, stored: Tensor | None) -> Tensor:
+        """A teacher's logits of the images, [n, C]: computed, unless they are stored."""
+        return in_pieces(self.teachers[name], x) if stored is None or name != TEACHER else stored
+
+    def _stored(self, batch: Batch) -> Tensor | None:
+        """The teacher's logits of the batch from the stored view of this epoch, [n, C]."""
+        if self.views is None or TEACHER not in self.teachers:
+            return None
         epoch = self.number // self.loader.num_steps
         if self.view is None or self.view[0] != epoch:
             self.view = epoch, self.views(epoch)
@@ -331,10 +380,24 @@ class Trainer:
 
     def _seed_dropout(self) -> None:
         """What draws from torch's global generator (dropout, stochastic depth) is a function of the step, too."""
+        if self.graphs.recording:  # a step that draws is not replayed, and a generator cannot be seeded in a graph
+            return
         torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.number, self.processes.rank))
 
     def _draw(self, purpose: str) -> torch.Generator:
+        self.graphs.host_is_asked()
         return generator("step", self.plan.seed, self.plan.name, purpose, self.number)
+
+    def _position(self) -> int:
+        self.graphs.host_is_asked()
+        return self.number
+
+    def _set_learning_rate(self) -> None:
+        eta = self._learning_rate(self.number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = eta if self.eta is None else self.eta
+        if self.eta is not None:
+            self.eta.fill_(eta)
 
     def _learning_rate(self, number: int) -> float:
         """η of a step, by its position: cosine annealing per step to 0 (A.3), or constant."""
@@ -345,18 +408,6 @@ class Trainer:
 
     def _has_buffer(self, group: Mapping[str, Any]) -> bool:
         return self.optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None
-
-    def _refuse_non_finite(self, **values: Tensor) -> None:
-        """Before anything is moved: one student's NaN must not reach the others. The host waits once."""
-        fine = {what: torch.isfinite(v).all(dim=2).all(dim=0) for what, v in values.items()}  # [k] each
-        if torch.stack(list(fine.values())).all():
-            return
-        what, of_students = next((what, f) for what, f in fine.items() if not f.all())
-        names = [name for name, good in zip(self.students.names, of_students.tolist(), strict=True) if not good]
-        raise RunFailed(
-            f"the {what} of {' and '.join(names)} is not finite at step {self.number} of stage {self.plan.name}; "
-            "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
-        )
 
 
 def costs(losses: Tensor, z_teachers: Mapping[str, Tensor], y: Tensor) -> Tensor:
@@ -369,15 +420,18 @@ def _gradients(module: nn.Module) -> list[Tensor]:
     return [p.grad for p in module.parameters() if p.grad is not None]
 
 
-def _coordinator_optimizer(coordinator: Coordinator, section: CoordinatorSection) -> torch.optim.Optimizer:
+def _coordinator_optimizer(
+    coordinator: Coordinator, section: CoordinatorSection, capturable: bool
+) -> torch.optim.Optimizer:
     """AdamW with decay on matrices only, or the paper's literal Adam with an L2 term (A.3)."""
+    how: dict[str, Any] = {"lr": section.lr, "fused": True, "capturable": capturable}
     parameters = list(coordinator.parameters())
     if section.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=section.lr, weight_decay=section.weight_decay, fused=True)
+        return torch.optim.Adam(parameters, weight_decay=section.weight_decay, **how)
     matrices = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], **how)

@@ -41,7 +41,7 @@ class Step:
     logits: Tensor  # [n, k, C], the students', detached
     teachers: Mapping[str, Tensor]  # name → logits [n, C]
     memory: Mapping[str, Tensor]  # what `prepare` returned
-    number: int  # steps before this one in the stage
+    number: Callable[[], int]  # steps before this one in the stage; a step that asks, or draws, is no CUDA graph
     draw: Callable[[str], torch.Generator]  # randomness of this step, by purpose
 
 
@@ -79,3 +79,8 @@ class Method:
     def weights(self, step: Step) -> Tensor:
         """Constant weights of the losses, broadcastable to [n, k, 1 + g]."""
         raise AssertionError(f"{type(self).__name__} neither learns its weights nor sets them")
+
+
+def constants(like: Tensor, values: Sequence[float]) -> Tensor:
+    """Those values, [len(values)], of that tensor's type; made on its device, as a copy would wait for it."""
+    return torch.stack([like.new_full((), value) for value in values])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.methods.base import Stage, Step
+from mcd_cli.methods.base import Stage, Step, constants
 from mcd_cli.methods.mc_distil import MCDistil
 
 
@@ -22,4 +22,4 @@ class Constant(MCDistil):
         return super().stages(students)
 
     def weights(self, step: Step) -> Tensor:
-        return step.logits.new_tensor(self.settings.constants)
+        return constants(step.logits, self.settings.constants)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step
+from mcd_cli.methods.base import TEACHER, Method, Stage, Step, constants
 
 
 class DGKD(Method):
@@ -33,4 +33,4 @@ class DGKD(Method):
         kept = [True, *(draws >= self.settings.drop).tolist()]  # T first
         q = sum(kept)
         weights = [q * (1 - lam), *(lam * keep for keep in kept)]
-        return step.logits.new_tensor([w / q for w in weights] if self.settings.normalise else weights)
+        return constants(step.logits, [w / q for w in weights] if self.settings.normalise else weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Method, Step
+from mcd_cli.methods.base import TEACHER, Method, Step, constants
 
 
 class KD(Method):
@@ -17,4 +17,4 @@ class KD(Method):
 
     def weights(self, step: Step) -> Tensor:
         lam, total = self.settings.lambda_, self.settings.total
-        return step.logits.new_tensor([total * (1 - lam), total * lam])
+        return constants(step.logits, [total * (1 - lam), total * lam])

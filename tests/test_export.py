@@ -26,7 +26,7 @@ from mcd_cli.session import open_session
 
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
-    recipe = tiny_recipe(students=["resnet10-xxxs"], method="ce", epochs=1, warm_start={"epochs": 0})
+    recipe = tiny_recipe(image_size=16, students=["resnet10-xxxs"], method="ce", epochs=1, warm_start={"epochs": 0})
     return train(recipe, tmp_path_factory.mktemp("runs") / "run")
 
 

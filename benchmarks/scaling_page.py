@@ -30,8 +30,8 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "",
         f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, "
         f"torch {about['torch']}, float32, {results['threads']} threads unless said otherwise; medians "
-        f"(smallest to largest) of {results['points'][0]['step_ms']['n']} steps of the engine itself. This page is printed by "
-        "`python benchmarks/scaling.py --doc`.",
+        f"(smallest to largest) of {results['points'][0]['step_ms']['n']} steps of the engine itself. This "
+        "page is printed by `python benchmarks/scaling.py --doc`.",
         "",
         "| varied | students | batch | image | teacher | method | processes x threads | step, ms | images/s |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,18 +1,16 @@
-"""How near to what the machine can do: the ladder's step by parts, beside its arithmetic and memory floors.
+"""How near to what the machine can do: the ladder's step by parts, beside its floors and beside its peers.
 
     python benchmarks/floor.py [--recipe NAME] [--method M] [--precision P] [--coordinator ARCH] [--repeats 5]
-                               [--device cpu|cuda] [--threads 2] [--images 50000] [--fast]
-                               [--out benchmarks/results/NAME.json]
+                               [--peers plain,torchdistill,double_backward] [--batch-size 400] [--size 32]
+                               [--device cpu|cuda] [--threads 2] [--out benchmarks/results/NAME.json]
 
-Images: the built-in digits at the recipe's size, or `--images` random ones in 100 classes, a tenth of them V (50000 is
-the size of CIFAR-100's training set); batch 400 unless set. Times are medians over repeats in one run, the parts one
-after another within each repeat. Floors: multiply-adds of teacher, students (forward 1, backward 2) and C-NET over the
-rate of a large matrix product at the same precision; bytes of all activations written once and read once in each
-direction, and of weights, gradients and momenta, over the measured bandwidth of a copy. The ratio is of the whole step
-to the larger floor. Beside them: a meta step by double backward (the same gradient), pair by pair.
-
-On a GPU also, pair by pair: a whole epoch (batches, augmentation, steps, meta steps, evaluation on V) with CUDA graphs
-and without, and what 500 such epochs would take.
+Images: the built-in digits in the recipe's shape; V is as large as a batch. Within each repeat every part and every
+peer is timed once, one after another; figures are medians over repeats, ratios are taken within a repeat. Floors:
+multiply-adds of teacher, students (forward 1, backward 2) and C-NET over the rate of a large matrix product at the
+same precision; bytes of all activations written once and read once in each direction, and of weights, gradients and
+momenta, over the measured bandwidth of a copy. Peers (peers.py): the plain PyTorch way to the same ladder, against
+ours with method kd; torchdistill (extra `bench`) against ours with the first student alone; a meta step by double
+backward, the same gradient. One that is not installed is left out with a line.
 """
 
 from __future__ import annotations
@@ -23,86 +21,48 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from joint_step import batches_of, seconds, spread
+from peers import TAU, PlainWay, TorchDistill, double_backward
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mcd_cli.cost import profile
-from mcd_cli.data.augment import PRESETS
-from mcd_cli.data.dataset import Dataset
-from mcd_cli.data.loader import Batch, Loader
+from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.graph import Replayed
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.losses import cross_entropy, instance_losses
+from mcd_cli.losses import instance_losses
 from mcd_cli.models.students import in_pieces
 from mcd_cli.recipe import load_recipe
 from mcd_cli.run_folder import RunFolder
 
-TAU = 2.0
+PEERS = ("plain", "torchdistill", "double_backward")
+WAIT = 2  # seconds in which a peer's workers read ahead, so that they are done before ours is timed
 
 
-def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
-    """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
+def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
+    """The engine's own trainer of that method, on digits in the recipe's shape; V is as large as a batch."""
     overrides: dict[str, Any] = {"dataset": "digits", "image_size": asked.size, "batch_size": asked.batch_size}
-    overrides |= {"method": asked.method, "precision": asked.precision, "coordinator.arch": asked.coordinator}
-    overrides |= {"deterministic": not asked.fast}
-    recipe = load_recipe(asked.recipe, overrides | {"teacher.file": None, "teacher.pretrained": False})
+    overrides |= {"method": method, "precision": asked.precision, "coordinator.arch": asked.coordinator}
+    overrides |= {"teacher.file": None, "teacher.pretrained": False, "teacher.views": 0}
+    recipe = load_recipe(asked.recipe, overrides | more)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        options = Options(device=asked.device, threads=asked.threads, eager=eager)
-        run = Run(recipe, opened, options, lambda event: print(event, file=sys.stderr))
-        if asked.images:
-            run.dataset = random_images(run.dataset, asked.images)
-            run.loader = Loader(
-                run.dataset,
-                batch_size=recipe.batch_size,
-                seed=0,
-                augmentation=PRESETS[recipe.augment.preset],
-                augment_seed=0,
-                device=run.hardware.device,
-            )
+        run = Run(recipe, opened, Options(device=asked.device, threads=asked.threads), lambda event: None)
         trainer = run._trainer(run.plans[-1], rehearsal=True)
-    trainer.graphs.warn = lambda line: print(line, file=sys.stderr)
+    dataset = trainer.loader.dataset
+    trainer.loader.dataset = replace(dataset, val=dataset.train[: asked.batch_size])
+    for is_meta in (True, False) * trainer.graphs.num_first:  # until both kinds of steps are CUDA graphs
+        step(trainer, next(batches_of(trainer)), is_meta)
     return trainer
-
-
-def random_images(like: Dataset, num_images: int) -> Dataset:
-    shape, num_val = (num_images, *like.input_shape), num_images // 10
-    return replace(
-        like,
-        classes=tuple(f"class {c}" for c in range(100)),
-        images=torch.randint(0, 256, shape, dtype=torch.uint8),
-        labels=torch.randint(0, 100, (num_images,)),
-        train=torch.arange(num_images - num_val),
-        val=torch.arange(num_images - num_val, num_images),
-        test=torch.arange(0),
-        mislabelled=torch.zeros(num_images, dtype=torch.bool),
-    )
-
-
-def warm_up(trainer: Trainer, batch: Batch) -> None:
-    """Until both kinds of steps, and the evaluation, are replayed."""
-    for number in (0, 1) * max(1, trainer.graphs.num_first):
-        trainer.number = number
-        trainer.step(batch)
-        val = trainer.loader.dataset.val
-        predictions(trainer.students, trainer.loader, val, trainer.evaluated)
-
-
-def epoch(trainer: Trainer) -> None:
-    """One as the run has it, its checkpoint apart."""
-    trainer.number = trainer.epochs_done = 0
-    for _ in trainer._steps():
-        pass
-    trainer.end_epoch()
 
 
 def timed(trainer: Trainer, work: Callable[[], object]) -> float:
@@ -114,6 +74,18 @@ def timed(trainer: Trainer, work: Callable[[], object]) -> float:
             torch.cuda.synchronize()
 
     return seconds(whole)
+
+
+def step(trainer: Trainer, batch: Batch, meta: bool = False) -> float:
+    """Seconds of one step of training; the batch is augmented already."""
+    trainer.number = 0 if meta else 1
+    return timed(trainer, lambda: trainer.step(batch))
+
+
+def whole(trainer: Trainer) -> None:
+    """A step with all that comes before it: order, pixels, augmentation."""
+    trainer.number = 1
+    trainer.step(next(batches_of(trainer)))
 
 
 def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
@@ -136,101 +108,75 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     found["students_forward"] = timed(trainer, forward)
     found["students_backward"] = timed(trainer, lambda: held[0].backward())  # type: ignore[no-untyped-call]
     found["optimizer"] = timed(trainer, trainer.optimizer.step)
-    trainer.number = 1
-    found["whole_step"] = timed(trainer, lambda: trainer.step(batch))
+    found["whole_step"] = step(trainer, batch)
     if trainer.coordinator is not None:
         coordinator = trainer.coordinator
-        with torch.no_grad():
+        with torch.no_grad(), trainer.hardware.autocast():
             found["coordinator_forward"] = timed(trainer, lambda: coordinator(x))
-        trainer.number = 0
-        found["whole_meta_step"] = timed(trainer, lambda: trainer.step(batch))
-        found["double_backward_meta_step"] = timed(trainer, lambda: double_backward(trainer, batch, guides))
+        found["whole_meta_step"] = step(trainer, batch, meta=True)
     val = trainer.loader.dataset.val
-    found["evaluation_per_400"] = timed(trainer, lambda: predictions(trainer.students, trainer.loader, val)) * 400
-    found["evaluation_per_400"] /= len(val)
+    found["evaluation_of_a_batch"] = timed(trainer, lambda: predictions(trainer.students, trainer.loader, val))
     checkpoints = Checkpoints(folder)
     found["checkpoint"] = timed(trainer, lambda: checkpoints.save(trainer.tensors(), trainer.position()))
     return found
 
 
-def graphs_against_eager(asked: argparse.Namespace, graphed: Trainer) -> dict[str, Any]:
-    """Whole epochs, in turn."""
-    eager = trainer_of(asked, eager=True)
-    warm_up(eager, next(batches_of(eager)))
-    rows = []
-    for repeat in range(asked.repeats + 1):
-        row = {name: timed(trainer, lambda t=trainer: epoch(t)) for name, trainer in (("g", graphed), ("e", eager))}  # type: ignore[misc]
-        if repeat:  # the first pays for what the warm-up has left
-            rows.append(row)
-    num_steps = graphed.loader.num_steps
-    return {
-        "replayed": graphed_parts(graphed),
-        "epoch_steps": num_steps,
-        "epoch_graphed_s": spread([row["g"] for row in rows]),
-        "epoch_eager_s": spread([row["e"] for row in rows]),
-        "graphed_over_eager": spread([row["g"] / row["e"] for row in rows]),
-        "step_graphed_ms": spread([1e3 * row["g"] / num_steps for row in rows]),
-        "minutes_for_500_epochs": spread([500 * row["g"] / 60 for row in rows]),
-    }
+class Peers:
+    """What ours is timed against, those asked for and installed."""
+
+    def __init__(self, asked: argparse.Namespace, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.kd = trainer_of(asked, "kd")
+        self.pairs: dict[str, tuple[Trainer, PlainWay | TorchDistill]] = {}
+        workers = asked.threads or torch.get_num_threads()
+        self.names = [name for name in asked.peers.split(",") if name in PEERS]
+        if "plain" in self.names:
+            self.pairs["plain"] = self.kd, PlainWay(self.kd, workers)
+        if "torchdistill" in self.names and TorchDistill.available:
+            name, arch = next(iter(trainer.students.archs.items()))
+            one = trainer_of(asked, "kd", students={name: arch})
+            self.pairs["torchdistill"] = one, TorchDistill(one, workers)
+        elif "torchdistill" in self.names:
+            print("torchdistill is not installed (pip install 'mcd-cli[bench]'): left out", file=sys.stderr)
+
+    def times(self, batch: Batch) -> dict[str, float]:
+        """Seconds of ours and of each peer, pair by pair; the peers' times include their augmentation, as ours do."""
+        found = {"kd": step(self.kd, batch)}
+        for name, (ours, peer) in self.pairs.items():
+            time.sleep(WAIT)
+            found[f"ours_beside_{name}"] = timed(ours, partial(whole, ours))
+            found[name] = timed(ours, peer.step)
+        if "double_backward" in self.names and self.trainer.coordinator is not None:
+            found["double_backward"] = timed(self.trainer, lambda: double_backward(self.trainer, batch))
+        return found
 
 
-def graphed_parts(trainer: Trainer) -> list[str]:
-    """What is replayed by now; the others are run as written, for the reason on stderr."""
-    parts = (trainer.ordinary_step, trainer.meta_step, trainer.evaluated)
-    return [part.name for part in parts if isinstance(part, Replayed) and part.replay is not None]
-
-
-def double_backward(trainer: Trainer, batch: Batch, guides: Tensor) -> None:
-    """The usual way to C-NET's gradient, with the real step it needs: a graph through the students' gradient."""
-    assert trainer.coordinator is not None
-    theta = {n: p.detach().clone().requires_grad_() for n, p in trainer.students.named_parameters()}
-    z = _pure(trainer.students, theta, batch.images)
-    both = torch.cat([guides, guides], dim=2) if len(trainer.symbols) == 3 else guides
-    w = trainer.coordinator.weigh(trainer.coordinator(batch.images))
-    loss = (w * instance_losses(z, batch.labels, both, TAU)).sum() / batch.size
-    gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
-    after = {n: p - 0.05 * g for (n, p), g in zip(theta.items(), gradients, strict=True)}
-    val = trainer.loader.validation_batch(0)
-    l_val = cross_entropy(_pure(trainer.students, after, val.images), val.labels).mean(dim=0).sum()
-    torch.autograd.grad(l_val, list(trainer.coordinator.parameters()))
-
-
-def _pure(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    out: Tensor = functional_call(model, {**parameters, **buffers}, (x,))
-    return out
-
-
-def floors(trainer: Trainer, batch: Batch) -> dict[str, float]:
-    """Seconds that an ordinary step cannot beat at this machine's measured rates."""
-    n, shape = len(batch.ids), tuple(batch.images.shape[1:])
-    students = list(trainer.students.networks.values())
-    macs = 3 * sum(_macs(s, shape) for s in students) + _macs(trainer.teachers["teacher"], shape)
-    if trainer.coordinator is not None:
-        macs += _macs(trainer.coordinator, shape)
+def rates(trainer: Trainer) -> tuple[float, float]:
+    """What the machine does now: multiply-adds a second of a matrix product, bytes a second of a copy."""
     dtype = torch.bfloat16 if trainer.hardware.precision == "bf16" else torch.float32
-    a = torch.randn(2048, 2048, device=trainer.hardware.device, dtype=dtype)
-    rate = 2048**3 / min(timed(trainer, lambda: a @ a) for _ in range(10))  # multiply-adds a second
+    n = 2048 if trainer.hardware.device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=trainer.hardware.device, dtype=dtype)
     big = torch.empty(2**26, dtype=torch.float32, device=trainer.hardware.device)
     out = torch.empty_like(big)
-    bandwidth = 2 * big.nbytes / min(timed(trainer, lambda: out.copy_(big)) for _ in range(5))
-    moved = sum(_activations(s, batch) * 4 for s in students)  # written and read, forward and backward
-    moved += sum(_activations(model, batch) * 2 for model in trainer.teachers.values())
+    macs = n**3 / min(timed(trainer, lambda: a @ a) for _ in range(5))
+    return macs, 2 * big.nbytes / min(timed(trainer, lambda: out.copy_(big)) for _ in range(3))
+
+
+def work(trainer: Trainer, batch: Batch) -> tuple[int, int]:
+    """Multiply-adds and bytes of an ordinary step, at the least."""
+    shape = tuple(batch.images.shape[1:])
+    students = list(trainer.students.networks.values())
+    macs = 3 * sum(profile(s, shape).macs for s in students) + profile(trainer.teachers["teacher"], shape).macs
+    moved = sum(activations(s, batch.images) * 4 for s in students)  # written and read, forward and backward
+    moved += sum(activations(model, batch.images) * 2 for model in trainer.teachers.values())
+    if trainer.coordinator is not None:
+        macs += profile(trainer.coordinator, shape).macs
+        moved += activations(trainer.coordinator, batch.images) * 2
     weights = sum(p.numel() * p.element_size() for s in students for p in s.parameters())
-    return {
-        "macs_per_image": macs,
-        "gmacs_per_second": rate / 1e9,
-        "gb_per_second": bandwidth / 1e9,
-        "arithmetic": n * macs / rate,
-        "memory": (moved + 8 * weights) / bandwidth,
-    }
+    return len(batch.ids) * macs, moved + 8 * weights
 
 
-def _macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    return profile(model, shape).macs
-
-
-def _activations(model: nn.Module, batch: Batch) -> int:
+def activations(model: nn.Module, images: Tensor) -> int:
     """Bytes of the outputs of convolutions, BatchNorms and linear layers."""
     total = 0
 
@@ -242,11 +188,32 @@ def _activations(model: nn.Module, batch: Batch) -> int:
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, kinds)]
     was_training = model.training
     with torch.no_grad():
-        model.eval()(batch.images)
+        model.eval()(images)
     model.train(was_training)
     for hook in hooks:
         hook.remove()
     return total
+
+
+def ratios(trainer: Trainer, row: dict[str, float], macs: int, moved: int) -> dict[str, float]:
+    """Of one repeat; `mean_step` holds an ordinary step and its share of a meta step."""
+    mean, learned = row["whole_step"], "whole_meta_step" in row
+    if learned:
+        mean += (row["whole_meta_step"] - row["whole_step"]) / trainer.plan.coordinator.every
+    floor = max(macs / row["macs_per_second"], moved / row["bytes_per_second"])
+    found = {"images_per_second": trainer.loader.batch_size / mean, "step_over_floor": row["whole_step"] / floor}
+    if learned:
+        found["mean_step_over_kd"] = mean / row["kd"]
+    for peer in ("plain", "torchdistill"):
+        if peer in row:
+            found[f"ours_over_{peer}"] = row[f"ours_beside_{peer}"] / row[peer]
+    if "double_backward" in row:
+        found["meta_step_over_double_backward"] = row["whole_meta_step"] / row["double_backward"]
+    return found
+
+
+def table(rows: list[dict[str, float]], scale: float = 1.0) -> dict[str, dict[str, float]]:
+    return {name: spread([scale * row[name] for row in rows]) for name in rows[0]}
 
 
 def main() -> None:
@@ -255,42 +222,52 @@ def main() -> None:
     parser.add_argument("--method", default="mc-distil")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--coordinator", default="resnet32")
+    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--batch-size", type=int, default=400)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--fast", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    trainer = trainer_of(asked)
+    trainer = trainer_of(asked, asked.method)
+    peers = Peers(asked, trainer)
     batch = next(batches_of(trainer))
-    warm_up(trainer, batch)
-    pairs = graphs_against_eager(asked, trainer) if trainer.graphs.recorder is not None else {}
+    macs, moved = work(trainer, batch)
+    rows, speeds = [], []
     with tempfile.TemporaryDirectory() as folder:
-        parts(trainer, batch, Path(folder))  # warm-up
-        rows = [parts(trainer, batch, Path(folder)) for _ in range(asked.repeats)]
-    floor = floors(trainer, batch)
-    step = spread([row["whole_step"] for row in rows])["median"]
+        for repeat in range(asked.repeats + 1):
+            row = parts(trainer, batch, Path(folder)) | peers.times(batch)
+            if repeat:  # the first pays for warm-up
+                rows.append(row)
+                speeds.append(dict(zip(("macs_per_second", "bytes_per_second"), rates(trainer), strict=True)))
+    packages = {name: version(name) for name in ("torchvision", "torchdistill") if _installed(name)}
     result: dict[str, Any] = {
         "hardware": trainer.hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
+        "packages": packages,
         "recipe": asked.recipe,
         "method": asked.method,
         "coordinator": asked.coordinator if trainer.coordinator is not None else None,
         "students": dict(trainer.students.archs),
-        "batch": [len(batch.ids), *batch.images.shape[1:]],
-        "images_per_second": round(len(batch.ids) / step, 1),
-        "parts_ms": {name: spread([1e3 * row[name] for row in rows]) for name in rows[0]},
-        "floors": {name: round(value, 4) for name, value in floor.items()},
-        "step_over_larger_floor": round(step / max(floor["arithmetic"], floor["memory"]), 2),
-    } | pairs
-    if trainer.coordinator is not None:
-        ratios = [row["whole_meta_step"] / row["double_backward_meta_step"] for row in rows]
-        result["meta_step_over_double_backward"] = spread(ratios)
+        "batch": list(batch.images.shape),
+        "parts_ms": table(rows, 1e3),
+        "floor": {"macs": macs, "bytes": moved}
+        | {"gmacs_per_second": table(speeds, 1e-9)["macs_per_second"]}
+        | {"gb_per_second": table(speeds, 1e-9)["bytes_per_second"]}
+        | {"arithmetic_ms": spread([1e3 * macs / s["macs_per_second"] for s in speeds])}
+        | {"memory_ms": spread([1e3 * moved / s["bytes_per_second"] for s in speeds])},
+        "ratios": table([ratios(trainer, row | s, macs, moved) for row, s in zip(rows, speeds, strict=True)]),
+    }
     print(text := json.dumps(result, indent=2))
     if asked.out:
         asked.out.write_text(text + "\n", encoding="utf-8")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except ImportError:
+        return False
 
 
 if __name__ == "__main__":

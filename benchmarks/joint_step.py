@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from peers import TAU, PlainWay
 
 from mcd_cli import meta
 from mcd_cli.data.loader import Batch
@@ -37,11 +35,10 @@ from mcd_cli.engine.hardware import prepare
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.losses import instance_losses
-from mcd_cli.models import build
 from mcd_cli.recipe import parse_recipe
 from mcd_cli.run_folder import RunFolder
 
-BATCH, TAU, LAMBDA = 400, 2.0, 0.5
+BATCH = 400
 STEPS = 3  # timed at a time
 STUDENTS = [f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")]
 
@@ -64,58 +61,6 @@ def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
         run = Run(recipe, opened, Options(device="cpu", threads=threads), lambda event: None)
         return run._trainer(run.plans[-1], rehearsal=True)
-
-
-class PlainWay:
-    """Five separate trainings, as the usual scripts write them."""
-
-    class Pictures(Dataset[tuple[torch.Tensor, int]]):
-        def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-            self.pictures = [v2.functional.to_pil_image(image) for image in images]
-            self.labels = labels.tolist()
-            self.transform = v2.Compose(
-                [
-                    v2.RandomCrop(32, padding=4),
-                    v2.RandomHorizontalFlip(),
-                    v2.ColorJitter(0.1, 0.1, 0.1),
-                    v2.ToImage(),
-                    v2.ToDtype(torch.float32, scale=True),
-                    v2.Normalize([0.5] * 3, [0.5] * 3),
-                ]
-            )
-
-        def __len__(self) -> int:
-            return len(self.pictures)
-
-        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-            return self.transform(self.pictures[i]), self.labels[i]
-
-    def __init__(self, trainer: Trainer, workers: int) -> None:
-        dataset = trainer.loader.dataset
-        pictures = self.Pictures(dataset.images[dataset.train], dataset.labels[dataset.train])
-        self.teacher = build("resnet10-l", dataset.num_classes).eval().requires_grad_(False)
-        self.students = [build(arch, dataset.num_classes).train() for arch in STUDENTS]
-        self.optimizers = [torch.optim.SGD(s.parameters(), lr=0.05, momentum=0.95) for s in self.students]
-        self.batches = self._forever(pictures, workers)
-
-    @staticmethod
-    def _forever(pictures: Pictures, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        loader = DataLoader(
-            pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-        )
-        return itertools.chain.from_iterable(itertools.repeat(loader))
-
-    def step(self) -> None:
-        for student, optimizer in zip(self.students, self.optimizers, strict=True):
-            x, y = next(self.batches)
-            with torch.no_grad():
-                z_teacher = self.teacher(x)
-            z = student(x)
-            kd = F.kl_div(F.log_softmax(z / TAU, 1), F.softmax(z_teacher / TAU, 1), reduction="batchmean") * TAU**2
-            loss = (1 - LAMBDA) * F.cross_entropy(z, y) + LAMBDA * kd
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
@@ -183,8 +128,8 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
         c = [meta.step_size(group, True) for group in trainer.optimizer.param_groups]
-        validation = trainer.loader.validation_batch(0)
-        trainer._update_coordinator(batch, validation, theta, lambda z: instance_losses(z, y, guides, TAU), c)
+        validation, sight = trainer.loader.validation_batch(0), (x, z_teacher)
+        trainer._update_coordinator(batch, sight, validation, theta, lambda z: instance_losses(z, y, guides, TAU), c)
 
     rows = []
     for repeat in range(repeats + 1):

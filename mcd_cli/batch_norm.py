@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from mcd_cli.processes import Processes
 
 
-class _InPlaceOfTorch(TorchFunctionMode):
+class InPlaceOfTorch(TorchFunctionMode):
     """Within: train-mode F.batch_norm is `train_mode`; eval mode is torch's own."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +53,7 @@ class _InPlaceOfTorch(TorchFunctionMode):
         raise NotImplementedError
 
 
-class QuickForwardMode(_InPlaceOfTorch):
+class QuickForwardMode(InPlaceOfTorch):
     """Within: a JVP through train-mode BatchNorm takes two native passes instead of a dozen; buffers stay as they are.
 
     What torch does instead is half of a JVP's time on a CPU.
@@ -64,7 +64,7 @@ class QuickForwardMode(_InPlaceOfTorch):
         return _Native.apply(x, weight, bias, eps)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-class OverProcesses(_InPlaceOfTorch):
+class OverProcesses(InPlaceOfTorch):
     """Within: train-mode BatchNorm takes its statistics from the shards of all processes (--sync-bn).
 
     N processes are then one process with the whole batch. Forward mode works, so the meta step does.

@@ -40,10 +40,10 @@ def step_size(group: Mapping[str, Any], has_buffer: bool) -> float | Tensor:
     return eta * (1 + mu * into_buffer) if group["nesterov"] else eta * into_buffer
 
 
-def without_side_effects(model: nn.Module, parameters: Parameters, x: Tensor) -> Tensor:
-    """model(x) under the given parameters; train-mode BatchNorm writes to clones, not to its buffers."""
+def without_side_effects(model: nn.Module, parameters: Parameters, *inputs: Tensor) -> Tensor:
+    """model(*inputs) under the given parameters; train-mode BatchNorm writes to clones, not to its buffers."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    output: Tensor = functional_call(model, {**parameters, **buffers}, (x,))
+    output: Tensor = functional_call(model, {**parameters, **buffers}, inputs)
     return output
 
 

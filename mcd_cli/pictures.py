@@ -44,13 +44,22 @@ def render(ladder: Ladder) -> dict[str, bytes]:
         records = read_metrics(ladder)
         if records:
             figures["training"] = training_figure(ladder, records)
-        return {f"{name}.{suffix}": _as(figure, suffix) for name, figure in figures.items() for suffix in SUFFIXES}
+        return {
+            f"{name}.{suffix}": content
+            for name, figure in figures.items()
+            for suffix, content in as_files(figure).items()
+        }
 
 
-def _as(figure: Figure, suffix: str) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-    return content.getvalue()
+def as_files(figure: Figure) -> dict[str, bytes]:
+    """The figure in every format, by suffix; laid out once, which takes longer than drawing it."""
+    contents = {}
+    for suffix in SUFFIXES:
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+        figure.set_layout_engine(None)
+        contents[suffix] = content.getvalue()
+    return contents
 
 
 def read_metrics(ladder: Ladder) -> list[Record]:

@@ -18,7 +18,7 @@ from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small
 from mcd_cli.methods import METHODS, OPTIONS
-from mcd_cli.models import ARCHITECTURES, TORCHVISION
+from mcd_cli.models import ARCHITECTURES, LOSSES, SCALAR, TORCHVISION
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
@@ -49,6 +49,7 @@ class TeacherSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     views: int = Field(0, ge=0, le=10_000)
+    unseen: float = Field(0.0, ge=0, lt=1)  # share of the classes that a teacher trained here never sees
 
     @field_validator("arch")
     @classmethod
@@ -67,6 +68,8 @@ class TeacherSection(Section):
             raise ValueError("needs a file or an arch")
         if self.file is None and self.norm != "auto":
             raise ValueError("norm is for a teacher's file; one trained here takes the data set's own")
+        if self.file is not None and self.unseen:
+            raise ValueError("unseen is for a teacher that is trained here: a file has seen what it has seen")
         if self.pretrained and (self.file is not None or not str(self.arch).startswith(TORCHVISION)):
             raise ValueError("pretrained is for a torchvision architecture that is trained here: torchvision:NAME")
         return self
@@ -132,7 +135,7 @@ class CoordinatorSection(Section):
 
     arch: str = "resnet32"
     scale: float = Field(1.0, gt=0)
-    normalise: Literal["none", "mean"] = "none"
+    normalise: Literal["none", "mean", "image"] = "none"
     total: float | None = Field(None, gt=0)
     control: Literal["none", "mean", "shuffle", "frozen"] = "none"
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -145,12 +148,12 @@ class CoordinatorSection(Section):
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str) -> str:
-        return arch if arch == "scalar" else ARCHITECTURES.check(arch)
+        return arch if arch in (SCALAR, LOSSES) else ARCHITECTURES.check(arch)
 
     @model_validator(mode="after")
     def _total_needs_normalise(self) -> CoordinatorSection:
         if self.total is not None and self.normalise == "none":
-            raise ValueError('total is used only with normalise = "mean"')
+            raise ValueError('total is used only with normalise = "mean" or "image"')
         return self
 
 

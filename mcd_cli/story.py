@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcd_cli.files import write_whole
+from mcd_cli.pictures import as_files
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -15,21 +18,23 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 STORY = "coordinator"
+GAP = 0.15  # between the extreme images, in widths of one
 Record = Mapping[str, Any]
 LETTERS = {"alpha": "α (label)", "beta": "β (teacher)", "gamma": "γ (pooled students)"}
 COLOURS = {"alpha": "#777777", "beta": "#1b6ca8", "gamma": "#c0504d"}
 
 
-def draw_story(metrics: Iterable[Record], path: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
-    """Write the picture (the suffix of the path says in which format); False where no C-NET has learned anything.
+def draw_story(metrics: Iterable[Record], folder: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
+    """Write coordinator.png and .svg into the folder; False where no C-NET has learned anything.
 
     metrics: the lines of metrics.jsonl; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
-    where they are at hand, and not their ids alone.
+    where they are at hand, and not their ids alone. Raises RunFailed where it cannot write.
     """
     figure = story_figure(metrics, pixels)
     if figure is None:
         return False
-    figure.savefig(path, dpi=150)
+    for suffix, content in as_files(figure).items():
+        write_whole(folder / f"{STORY}.{suffix}", content)
     return True
 
 
@@ -41,6 +46,7 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
     if not courses:
         return None
     figure = Figure(figsize=(13, 3.1 * len(courses)), layout="constrained")
+    figure.suppressComposite = True  # an SVG holds each image in its own pixels
     rows = figure.subfigures(len(courses), 1, squeeze=False)[:, 0]
     for row, (student, course) in zip(rows, courses.items(), strict=True):
         images = course[-1][1].get("images")
@@ -106,18 +112,17 @@ def _classes(axes: Axes, images: Record) -> None:
 def _extremes(panel: SubFigure, images: Record, pixels: Callable[[int], Pixels] | None) -> None:
     """The images with the highest (top row) and the lowest weight of the teacher."""
     panel.suptitle("highest (above) and lowest teacher weight β; ! mislabelled", fontsize=8)
-    few = max(1, len(images["highest"]))
-    places = panel.subplots(2, few, squeeze=False)
-    for row, end in zip(places, ("highest", "lowest"), strict=True):
-        for axes in row:
-            axes.axis("off")
-        for axes, image in zip(row, images[end], strict=False):
+    for axes, end in zip(panel.subplots(2, 1), ("highest", "lowest"), strict=True):
+        axes.axis("off")
+        axes.set(xlim=(0, max(1, len(images["highest"])) * (1 + GAP) - GAP), ylim=(0, 1), aspect="equal")
+        for i, image in enumerate(images[end]):
+            left = i * (1 + GAP)
             mark = "!" if image.get("mislabelled") else ""
             label = image["label"] if len(image["label"]) <= 9 else image["label"][:8] + "…"
-            axes.set_title(f"{label}{mark}\n{image['beta']:.3f}", fontsize=6)
+            text = f"{label}{mark}\n{image['beta']:.3f}"
+            axes.text(left + 0.5, 1.1, text, ha="center", va="bottom", fontsize=6)
             if pixels is None:
-                axes.text(
-                    0.5, 0.5, f"#{image['image']}", ha="center", va="center", fontsize=6, transform=axes.transAxes
-                )
+                axes.text(left + 0.5, 0.5, f"#{image['image']}", ha="center", va="center", fontsize=6)
             else:
-                axes.imshow(pixels(image["image"]).transpose(1, 2, 0), interpolation="nearest")
+                place = (left, left + 1, 0, 1)
+                axes.imshow(pixels(image["image"]).transpose(1, 2, 0), interpolation="nearest", extent=place)

@@ -32,6 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 TINY: dict[str, Any] = {
     "dataset": "digits",
+    "image_size": 8,  # as they are
     "batch_size": 256,
     "epochs": 2,
     "students": ["resnet10-xxs", "resnet10-xxxs"],
@@ -43,7 +44,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_recipe(**changes: Any) -> Recipe:
-    """A run of a few seconds on the digits: 4 steps an epoch."""
+    """A run of a second or two on the digits: 4 steps an epoch."""
     merged = dict(TINY)
     for key, value in changes.items():
         merged[key] = {**merged[key], **value} if isinstance(merged.get(key), dict) else value
@@ -70,7 +71,9 @@ def timing(ms: Any, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one student that tells digits apart, exported as float32 and as int8; copy it to change it."""
-    recipe = tiny_recipe(students=["resnet10-xxs"], method="ce", epochs=8, batch_size=64, warm_start={"epochs": 0})
+    recipe = tiny_recipe(
+        image_size=16, students=["resnet10-xxs"], method="ce", epochs=8, batch_size=64, warm_start={"epochs": 0}
+    )
     folder = tmp_path_factory.mktemp("deployed") / "run"
     train(recipe, folder)
     export(str(folder), int8=True, max_drop=5)

@@ -22,7 +22,7 @@ NUM_STEPS = 20
 EVERY = 7  # C-NET learns at steps 0, 7 and 14
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "mean-in-double": {"coordinator": {"normalise": "mean"}},
+    "mean-in-double": {"coordinator": {"normalise": "mean", "arch": "losses"}},
     "sync-in-double": {"coordinator": {"control": "shuffle"}, "sync_bn": True},
     "broken": {},
 }
@@ -54,7 +54,7 @@ def in_double(trainer: Trainer) -> Trainer:
     """Every network in float64, and what comes in, too."""
     assert trainer.coordinator is not None
     for network in (trainer.students, trainer.coordinator, *trainer.teachers.values()):
-        network.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+        network.double().register_forward_pre_hook(lambda module, inputs: tuple(x.double() for x in inputs))
     return trainer
 
 

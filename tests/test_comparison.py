@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import signal_at, train
-from conftest import tiny_recipe as of_16_pixels
+from conftest import signal_at, tiny_recipe, train
 from safetensors.numpy import load_file, save_file
 
 from mcd_cli import cli
@@ -27,11 +26,6 @@ from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder import load_ladder
 from mcd_cli.recipe import Recipe
 from mcd_cli.run_folder import RunFolder
-
-
-def tiny_recipe(**changes: object) -> Recipe:
-    """The digits as they are, 8x8: a comparison is many runs."""
-    return of_16_pixels(**{"image_size": 8, **changes})
 
 
 def make(plan: Plan, folder: Path, emit: Callable[[Event], None] = lambda event: None) -> Comparison:
@@ -53,8 +47,16 @@ def weights(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "students").iterdir())}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No teacher of other tests is in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ce, kd, mc-distil and a second kd on two seeds; `stages.json`: what was trained."""
     folder = tmp_path_factory.mktemp("comparison") / "whole"
     plan = plan_of("ce", "kd", "mc-distil")

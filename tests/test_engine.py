@@ -58,6 +58,8 @@ def in_double(trainer: Trainer, n: int, m: int) -> Batch:
         {"control": "shuffle"},
         {"arch": "scalar", "scale": 2.0},
         {"optimizer": "adam"},
+        {"arch": "losses", "normalise": "mean"},
+        {"arch": "losses", "normalise": "image", "shared": False},
     ],
     ids=lambda c: "-".join(map(str, c.values())),
 )
@@ -82,8 +84,11 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
         z_pooled = torch.where(at_label, z.max(dim=1).values, z.min(dim=1).values)
     guides = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
     order = torch.randperm(16, generator=trainer._draw("shuffle"))
-    w = cnet.weigh(functional_call(cnet, phi, (batch.images,)), order)
-    loss = (w * instance_losses(z, batch.labels, guides, tau=2.0)).sum() / 16
+    losses = instance_losses(z, batch.labels, guides, tau=2.0)
+    of_teacher = nn.functional.cross_entropy(z_teacher, batch.labels, reduction="none")
+    costs = torch.cat([losses.detach().view(16, -1), of_teacher[:, None]], dim=1)
+    w = cnet.weigh(functional_call(cnet, phi, (batch.images, costs)), order)
+    loss = (w * losses).sum() / 16
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     sgd = trainer.plan.sgd
     eta = sgd["lr"] * (1 + math.cos(math.pi * trainer.number / trainer.num_steps)) / 2
@@ -175,9 +180,7 @@ class WithDropout(nn.Sequential):
     """A student whose forward draws from torch's global generator."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(
-            nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes)
-        )
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes))
 
 
 def test_dropout_is_a_function_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,3 +316,20 @@ def test_warm_start_is_shared_and_position_does_not_matter(tmp_path: Path) -> No
     for other in starts[1:]:
         assert starts[0].keys() == other.keys()
         assert all(torch.equal(value, other[key]) for key, value in starts[0].items())
+
+
+def test_a_teacher_that_never_saw_some_classes(tmp_path: Path) -> None:
+    """It trains on the other classes' images alone, and calls nothing by the names of those; its students see all."""
+    recipe = tiny_recipe(teacher={"arch": "resnet10-xs", "epochs": 3, "lr": 0.05, "unseen": 0.3})
+    with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
+        run = make_run(recipe, folder)
+        run.start(TEACHER)
+    dataset = run.dataset
+    of_teacher, of_students = (run._trainer(plan, rehearsal=True).loader.dataset.train for plan in run.plans[:2])
+    assert torch.equal(of_students, dataset.train)
+    hidden = sorted(set(range(10)) - set(dataset.labels[of_teacher].tolist()))
+    assert len(hidden) == 3
+    assert torch.equal(of_teacher, dataset.train[~torch.isin(dataset.labels[dataset.train], torch.tensor(hidden))])
+    assert run.teacher is not None
+    guesses = run.teacher.network(dataset.images[dataset.val] / 255).argmax(dim=1)
+    assert not torch.isin(guesses, torch.tensor(hidden)).any()

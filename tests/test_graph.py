@@ -134,6 +134,7 @@ def steps_of(out: Path, num_steps: int, recorder: Tape | None, **changes: Any) -
         {"method": "constant", "teacher": {"views": 2}},
         {"method": "rmc"},
         {"method": "mc-distil", "coordinator": {"every": 2, "normalise": "mean", "total": 3.0}},
+        {"method": "mc-distil", "coordinator": {"every": 2, "arch": "losses", "normalise": "image"}},
         {"method": "mc-distil", "coordinator": {"every": 1, "optimizer": "adam", "shared": False}},
     ],
     ids=str,

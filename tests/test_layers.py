@@ -38,6 +38,7 @@ ROOMS = [
     "run_folder",
     "contenders",
     "recipe",
+    "batch_norm_on_cpu",
     "batch_norm",
     "norms files console machine table_3 seeds quantities models data methods engine commands registry processes",
     "errors",

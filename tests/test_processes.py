@@ -54,12 +54,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_shards(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def in_shards(model: nn.Module, parameters: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Each shard through its own BatchNorm: all outputs, and the running statistics averaged over shards."""
     outputs, moved = [], []
-    for shard in x.tensor_split(WORLD):
+    for shard in zip(*(x.tensor_split(WORLD) for x in inputs), strict=True):
         buffers = {name: b.clone() for name, b in model.named_buffers()}
-        outputs.append(functional_call(model, {**parameters, **buffers}, (shard,)))
+        outputs.append(functional_call(model, {**parameters, **buffers}, shard))
         moved.append({name: b for name, b in buffers.items() if "running_" in name})
     return torch.cat(outputs), {name: sum(b[name] for b in moved) / WORLD for name in moved[0]}
 
@@ -86,10 +86,11 @@ def by_double_backward(case: str, folder: Path) -> dict[str, Tensor]:
         z, statistics = in_shards(students, theta, x)
         with torch.no_grad():
             z_teacher = start.teachers["teacher"](x)
-        p, of_cnet = in_shards(cnet, phi, x)
-        w = cnet.weigh(p)
         guides = torch.stack([z_teacher, pooled(z.detach(), y)], dim=1)[:, None]
-        loss = (w * instance_losses(z, y, guides, 2.0)).sum(dim=(1, 2)).mean()
+        losses = instance_losses(z, y, guides, 2.0)
+        of_teacher = nn.functional.cross_entropy(z_teacher, y, reduction="none")
+        p, of_cnet = in_shards(cnet, phi, x, torch.cat([losses.detach().flatten(1), of_teacher[:, None]], dim=1))
+        loss = (cnet.weigh(p) * losses).sum(dim=(1, 2)).mean()
         gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=learns)
         after = {}
         for (name, value), gradient in zip(theta.items(), gradients, strict=True):
@@ -125,16 +126,16 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     )
 
 
-def sharded(forward: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
+def sharded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A module's forward, shard by shard through its own BatchNorm."""
     inside = False
 
-    def of_shards(module: nn.Module, x: Tensor) -> Tensor:
+    def of_shards(module: nn.Module, *inputs: Tensor) -> Tensor:
         nonlocal inside
         if inside:
-            return forward(module, x)
+            return forward(module, *inputs)
         inside = True
-        outputs, statistics = in_shards(module, {}, x)
+        outputs, statistics = in_shards(module, {}, *inputs)
         inside = False
         for name, b in module.named_buffers():
             b.copy_(statistics.get(name, b))

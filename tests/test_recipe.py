@@ -23,7 +23,7 @@ def test_every_shipped_recipe_loads_and_goes_round(name: str, tmp_path: Path) ->
 
 def test_the_papers_recipes_hold_the_papers_numbers() -> None:
     for name in ("cifar100", "tinyimagenet"):
-        recipe = load_recipe(None, {}, dataset=name)
+        recipe = load_recipe(f"{name}-resnet10-l", {})
         assert recipe.dataset == name
         assert (recipe.batch_size, recipe.epochs, recipe.distill.tau) == (400, 500, 2.0)
         assert recipe.optimizer.model_dump() == {"lr": 0.05, "momentum": 0.95, "weight_decay": 1e-4, "nesterov": False}

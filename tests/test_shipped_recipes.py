@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcd_cli.recipe import Recipe, load_recipe, parse_recipe, recipe_names, recipes_folder
+from mcd_cli.recipe import CoordinatorSection, Recipe, load_recipe, parse_recipe, recipe_names, recipes_folder
 
 FOLDER = recipes_folder()
 OVERLAYS = sorted(path for kind in ("controls", "ablations") for path in (FOLDER / kind).rglob("*.toml"))
@@ -36,9 +36,16 @@ def test_every_block_of_tables_1_2_and_4(dataset: str, teacher: str) -> None:
     recipe = load_recipe(f"{dataset}-{teacher}", {})
     assert (recipe.dataset, recipe.teacher.arch) == (dataset, teacher)
     assert set(recipe.students.values()) == TABLE_2.get(teacher, GROUP)
-    paper = load_recipe(dataset, {})
-    common = {"batch_size", "epochs", "warm_start", "optimizer", "schedule", "augment", "distill", "coordinator"}
-    assert recipe.model_dump(include=common) == paper.model_dump(include=common)
+    common = {"batch_size", "epochs", "warm_start", "optimizer", "schedule", "augment", "distill"}
+    assert recipe.model_dump(include=common) == load_recipe(dataset, {}).model_dump(include=common)
+    assert recipe.coordinator == CoordinatorSection()
+    assert (recipe.batch_size, recipe.epochs, recipe.optimizer.lr, recipe.optimizer.momentum) == (400, 500, 0.05, 0.95)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "tinyimagenet", "folder", "cifar100-gpu"])
+def test_by_default_c_net_sees_losses_and_every_image_weighs_the_same(name: str) -> None:
+    section = load_recipe(name, {}).coordinator
+    assert (section.arch, section.normalise, section.total, section.lr) == ("losses", "image", None, 0.005)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +94,13 @@ def test_the_controls_are_what_they_say() -> None:
     assert laid_over(base, "kd-train-val").train_on_val
     for suffix in ("", "-mean", "-shuffle", "-scalar", "-alone"):
         section = laid_over(base, f"mc-distil-normalised{suffix}").coordinator
-        assert (section.normalise, section.total) == ("mean", 3)
+        own = {"normalise": "mean", "total": 3, "lr": 0.001, "arch": "scalar" if suffix == "-scalar" else "resnet10-s"}
         plain = laid_over(base, f"mc-distil{suffix}").coordinator if suffix else load_recipe(base, {}).coordinator
-        assert section.model_copy(update={"normalise": "none", "total": None}) == plain
+        assert section == plain.model_copy(update=own)
+    assert laid_over(base, "mc-distil-paper").coordinator == CoordinatorSection()
+    image = laid_over(base, "mc-distil-image").coordinator
+    assert image.model_copy(update={"arch": "losses", "lr": 0.005}) == load_recipe(base, {}).coordinator
+    assert laid_over(base, "teacher-50").teacher.unseen == 0.5
     grid = {(r.distill.lambda_, r.optimizer.lr) for r in (laid_over(base, f"kd-tuned/{p.stem}") for p in tuned())}
     assert len(grid) == len(tuned()) == 6
     assert (0.5, 0.05) in grid  # kd itself

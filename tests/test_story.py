@@ -97,8 +97,9 @@ def test_drift_does_not_tell_when_an_image_was_used() -> None:
 def test_methods_without_c_net_have_no_story(tmp_path: Path) -> None:
     train(tiny_recipe(method="kd", epochs=1), tmp_path / "kd")
     lines = [json.loads(line) for line in (tmp_path / "kd" / "metrics.jsonl").read_text().splitlines()]
-    assert not draw_story(lines, tmp_path / "story.png")
-    assert not (tmp_path / "story.png").exists()
+    (tmp_path / "story").mkdir()
+    assert not draw_story(lines, tmp_path / "story")
+    assert not any((tmp_path / "story").iterdir())
 
 
 def test_the_picture(run: dict[str, Any], tmp_path: Path) -> None:
@@ -108,10 +109,14 @@ def test_the_picture(run: dict[str, Any], tmp_path: Path) -> None:
         asked.append(image)
         return run["data"].images[image].numpy()
 
-    assert draw_story(lines, tmp_path / "with.png", pixels)
-    assert (tmp_path / "with.png").read_bytes()[:4] == b"\x89PNG"
+    assert draw_story(lines, tmp_path, pixels)
+    assert (tmp_path / "coordinator.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = (tmp_path / "coordinator.svg").read_text()
+    assert drawn.count("<image") == len(RECIPE.students) * 2 * NUM_EXTREMES
     ends = [s["images"][end] for s in lines[-1]["students"].values() for end in ("highest", "lowest")]
     assert sorted(asked) == sorted(one["image"] for end in ends for one in end)
-    assert draw_story(lines, tmp_path / "ids.svg")
-    assert "<svg" in (tmp_path / "ids.svg").read_text()
-    assert draw_story(lines[:-1], tmp_path / "unfinished.svg")  # a run that goes on has no images yet
+    assert draw_story(lines, tmp_path)
+    drawn = (tmp_path / "coordinator.svg").read_text()
+    assert "<svg" in drawn
+    assert "<image" not in drawn
+    assert draw_story(lines[:-1], tmp_path)  # a run that goes on has no images yet

@@ -148,7 +148,8 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
         ladder = ladder or load_ladder(folder.path)
         if not (folder / "ladder.svg").exists():
             draw(ladder, folder.path)
-        _draw_story(folder, training)
+        if not (folder / "coordinator.svg").exists():
+            _draw_story(folder, training)
     finally:
         view.close()
     processes.leave()
@@ -157,14 +158,12 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
 
 
 def _draw_story(folder: RunFolder, training: Run | None) -> None:
-    """coordinator.png and .svg: what C-NET learned; with the extreme images themselves where the data is at hand."""
-    from mcd_cli.story import STORY, draw_story
+    """What C-NET learned, with the extreme images themselves where the data is at hand."""
+    from mcd_cli.story import draw_story
 
     metrics = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     pixels = None if training is None else lambda i: training.dataset.images[i].numpy()
-    for name in (f"{STORY}.png", f"{STORY}.svg"):
-        if not (folder / name).exists():
-            draw_story(metrics, folder / name, pixels)
+    draw_story(metrics, folder.path, pixels)
 
 
 def _print_plan(training: Run, seconds: float, json_output: bool) -> None:

@@ -148,7 +148,9 @@ def with_teacher(recipe: Recipe, file: str, arch: str | None) -> Recipe:
     """The recipe with the comparison's teacher as a file."""
     section = recipe.teacher
     if section.file is None:
-        section = section.model_copy(update={"file": file, "arch": arch, "norm": "auto", "pretrained": False})
+        section = section.model_copy(
+            update={"file": file, "arch": arch, "norm": "auto", "pretrained": False, "unseen": 0.0}
+        )
     return recipe.model_copy(update={"teacher": section})
 
 

@@ -95,6 +95,12 @@ def with_noise(labels: Ids, train: Ids, num_classes: int, fraction: float, split
     return noisy
 
 
+def some_classes(num_classes: int, fraction: float, split_seed: int) -> Ids:
+    """round(fraction x classes) classes, drawn by split_seed; a larger fraction holds those of a smaller one."""
+    order = np.argsort(_draws(num_classes, "some classes", split_seed), kind="stable")
+    return np.sort(order[: int(fraction * num_classes + 0.5)])
+
+
 def _draws(count: int, purpose: str, split_seed: int) -> npt.NDArray[np.uint64]:
     return np.random.PCG64(seed_of(purpose, split_seed)).random_raw(count)
 

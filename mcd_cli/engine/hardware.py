@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from mcd_cli.data import memory
 from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
 from mcd_cli.processes import ALONE, Processes
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
     if threads is not None:
         torch.set_num_threads(threads)
     device = _resolved(device)
+    if device == "cpu":
+        _keep_freed_memory()
     if precision == "auto":
         precision = "bf16" if _native_bf16(device) else "fp32"
     elif precision == "bf16" and not _native_bf16(device):
@@ -74,6 +79,18 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
         torch.device(device, processes.local_rank) if device == "cuda" and processes.world > 1 else torch.device(device)
     )
     return Hardware(place, precision, processes)
+
+
+def _keep_freed_memory() -> None:
+    """Large blocks stay with the process when they are freed (glibc; elsewhere nothing happens).
+
+    glibc gives blocks of over 32 MB back at once, and the kernel clears the same pages again for the next layer's
+    activations: a training step of resnet10-m, 400x3x32x32, took 650 ms instead of 760 with one thread.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _native_bf16(device: str) -> bool:

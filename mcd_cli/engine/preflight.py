@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from scipy.special import bdtr
 from torch import Tensor, nn
 
@@ -98,6 +97,8 @@ def _best_reading(teacher: Teacher, loader: Loader, few: Tensor, with_swaps: boo
 
 def _other_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> bool:
     """Whether renaming classes, learned on one half of V, makes the other half right."""
+    from scipy.optimize import linear_sum_assignment
+
     first = torch.arange(len(labels)) % 2 == 0
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     confusion.index_put_((predicted[first], labels[first]), torch.tensor(1), accumulate=True)

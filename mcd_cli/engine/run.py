@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mcd_cli.batch_norm import OverProcesses
+from mcd_cli.batch_norm_on_cpu import QuickOnCPU
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
+from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Loader, plain
+from mcd_cli.data.splits import some_classes
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
@@ -35,7 +38,6 @@ from mcd_cli.methods.base import TEACHER, Stage
 from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
-from mcd_cli.models.torchvision_zoo import load_pretrained
 from mcd_cli.processes import check_shards
 from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
@@ -291,10 +293,12 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
-            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else None,
+            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else QuickOnCPU(),
         )
         begins = self.state is None or not self.state.tensors
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
+            from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
+
             arch = archs[TEACHER].removeprefix(TORCHVISION)
             filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(Said(f"teacher: {filled} tensors start from ImageNet's weights"))
@@ -303,6 +307,8 @@ class Run:
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
         loader = self.loader
+        if is_teacher and self.recipe.teacher.unseen:
+            loader = loader.training_on(seen_by_teacher(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:
             loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
         return Trainer(
@@ -357,12 +363,18 @@ class Run:
         }
 
 
+def seen_by_teacher(dataset: Dataset, unseen: float) -> Tensor:
+    """The training images, [n] sample ids, without those of the classes that the teacher shall not know."""
+    hidden = torch.from_numpy(some_classes(dataset.num_classes, unseen, dataset.split_seed))
+    return dataset.train[~torch.isin(dataset.labels[dataset.train], hidden)]
+
+
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
     """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
 
     Normalised weights have a total that is given: theirs can be alike, but no learning rate.
     """
-    if record.get("normalise") == "mean":
+    if record.get("normalise", "none") != "none":
         return
     for name, student in record["students"].items():
         if "spread" not in student:
@@ -372,7 +384,7 @@ def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
         if spread < 0.02 and not 0.1 <= mean <= 0.9:
             yield (
                 f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
-                "it acts as a learning rate; try --set coordinator.normalise=mean"
+                "it acts as a learning rate; try --set coordinator.normalise=image"
             )
 
 

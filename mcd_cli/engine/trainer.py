@@ -21,12 +21,15 @@ from mcd_cli.engine.meters import Meters
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.views import Views
 from mcd_cli.engine.weighed import Weighed
-from mcd_cli.losses import instance_losses
+from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
 from mcd_cli.recipe import CoordinatorSection
 from mcd_cli.seeds import generator, seed_of
+
+Sight = tuple[Tensor, Tensor]
+"""What C-NET may look at: the images, [n, 3, H, W], and what they cost, [n, k·c + teachers]."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,16 @@ class Trainer:
     def _meta_step(self, batch: Batch, stored: Tensor | None, validation: Batch) -> None:
         theta = {name: p.detach().clone() for name, p in self.students.named_parameters()}
         c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
-        losses_of = self._descend(batch, stored, learns=True)
+        losses_of, sight = self._descend(batch, stored, learns=True)
+        assert sight is not None
         self.optimizer.zero_grad()
-        self._update_coordinator(batch, validation, theta, losses_of, c)
+        self._update_coordinator(batch, sight, validation, theta, losses_of, c)
 
-    def _descend(self, batch: Batch, stored: Tensor | None, learns: bool) -> Callable[[Tensor], Tensor]:
-        """The students' step by Eq. 8; returns their losses as a function of logits, targets held constant.
+    def _descend(
+        self, batch: Batch, stored: Tensor | None, learns: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Sight | None]:
+        """The students' step by Eq. 8; returns their losses as a function of logits, targets held constant, and what
+        C-NET saw.
 
         stored: the teacher's logits of the batch; learns: φ will be differentiated through this step.
         """
@@ -170,7 +177,10 @@ class Trainer:
         losses = losses_of(z)  # [n, k, c]
         self.finite.check(self.number, logits=z, loss=losses)
         with torch.no_grad():
-            p = None if self.coordinator is None else self._coordinator_outputs(batch, not learns)
+            p = sight = None
+            if self.coordinator is not None:
+                sight = x, costs(losses, z_teachers, y)
+                p = self._coordinator_outputs(sight, batch.size, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
             w = w.expand_as(losses)
         loss = (w * losses).sum() / batch.size  # Σ_j of Eq. 3, Eq. 5; its shard of the mean over images
@@ -184,11 +194,12 @@ class Trainer:
         self.meters.add(*seen, p=p)
         if self.weighed is not None:
             self.weighed.add(self.processes.gather(batch.ids, batch.size), seen[-1])
-        return losses_of
+        return losses_of, sight
 
     def _update_coordinator(
         self,
         batch: Batch,
+        sight: Sight,
         validation: Batch,
         theta: Weights,
         losses: Callable[[Tensor], Tensor],
@@ -203,7 +214,7 @@ class Trainer:
         directional = meta.directional_losses(self.students, theta, v, batch.images, losses)
         gradient = meta.weight_gradient(directional, c if literal else 1.0, batch.size)
         parameters = dict(self.coordinator.named_parameters())
-        p = meta.without_side_effects(self.coordinator, parameters, batch.images)
+        p = meta.without_side_effects(self.coordinator, parameters, *sight)
         w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         w.backward(gradient)
@@ -312,6 +323,7 @@ class Trainer:
                 section.arch,
                 len(students.names),
                 len(self.symbols),
+                num_teachers=len(self.teachers),
                 mean=self.loader.dataset.mean,
                 std=self.loader.dataset.std,
                 scale=section.scale,
@@ -345,12 +357,12 @@ class Trainer:
             self.view = epoch, self.views(epoch)
         return self.view[1][batch.ids]
 
-    def _coordinator_outputs(self, batch: Batch, autocast: bool) -> Tensor:
+    def _coordinator_outputs(self, sight: Sight, size: int, autocast: bool) -> Tensor:
         """C-NET's outputs for the whole batch."""
         assert self.coordinator is not None
         with self.hardware.autocast(autocast):
-            outputs: Tensor = self.coordinator(batch.images)
-        return self.processes.gather(outputs, batch.size)
+            outputs: Tensor = self.coordinator(*sight)
+        return self.processes.gather(outputs, size)
 
     def _weigh(self, p: Tensor) -> Tensor:
         """The weights of this process's shard from the whole batch's outputs: its means, its permutation."""
@@ -362,6 +374,8 @@ class Trainer:
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which each process has moved by its own shard."""
+        if self.processes.world == 1:
+            return []
         modules = [self.students] if self.coordinator is None else [self.students, self.coordinator]
         return [b for module in modules for name, b in module.named_buffers() if "running_" in name]
 
@@ -395,6 +409,12 @@ class Trainer:
 
     def _has_buffer(self, group: Mapping[str, Any]) -> bool:
         return self.optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None
+
+
+def costs(losses: Tensor, z_teachers: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    """The step's losses, [n, k, c], and the teachers' own cross-entropy against the label: [n, k·c + teachers]."""
+    own = [cross_entropy(z[:, None], y) for z in z_teachers.values()]
+    return torch.cat([losses.detach().flatten(1), *own], dim=1)
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:

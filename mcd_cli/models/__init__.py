@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TORCHVISION = "torchvision:"
+SCALAR, LOSSES = "scalar", "losses"  # C-NETs that are not of the zoo: learned numbers; a network that sees losses
 
 _ROWS = {
     "resnet": ("resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"),

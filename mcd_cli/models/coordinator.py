@@ -1,4 +1,4 @@
-"""C-NET, g_φ(x) → (α, β, γ): how much each loss of each image weighs for each student (§3.3, Eq. 5)."""
+"""C-NET, g_φ → (α, β, γ): how much each loss of each image weighs for each student (§3.3, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.models import build
+from mcd_cli.models import LOSSES, SCALAR, build
 from mcd_cli.models.students import at_least_float32
 
 
@@ -21,6 +21,26 @@ class Scalars(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits.expand(x.shape[0], -1)
+
+
+class OfLosses(nn.Module):
+    """g_φ of what an image costs, not of what it shows: a small network over its losses, [n, s] → [n, num_outputs].
+
+    An image cannot tell that its label is wrong or that the teacher errs on it; its losses beside the batch's can
+    (Meta-Weight-Net, Shu et al. 2019, for one loss). log(1 + ℓ), normalised over the batch: a falling loss is no news.
+    """
+
+    HIDDEN = 64
+
+    def __init__(self, num_seen: int, num_outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(num_seen, affine=False)
+        self.hidden = nn.Linear(num_seen, self.HIDDEN)
+        self.head = nn.Linear(self.HIDDEN, num_outputs)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(self.norm(losses.clamp(min=0).log1p())))
+        return self.head(hidden)  # type: ignore[no-any-return]
 
 
 class Apart(nn.Module):
@@ -39,10 +59,12 @@ class Coordinator(nn.Module):
 
     The head starts at zero, so every weight starts at scale/2 (but for `control="frozen"`, a random C-NET that is
     never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
-    `total`, inside φ's graph, so that only relative weights are learned. `control` takes C-NET's knowledge of
-    images away: "mean" replaces each weight by its batch mean, "shuffle" permutes the weights over the batch.
+    `total`, inside φ's graph, so that only relative weights are learned; "image" makes each image's own weights sum
+    to `total`, so that only its mixture of losses is learned: no image can outweigh the others.
+    `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
+    permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    `sync` as in Students. Input: images [n, 3, H, W] in [0, 1].
+    `sync` as in Students. arch: a network of the zoo, which sees the images; LOSSES: OfLosses; SCALAR: Scalars.
     """
 
     mean: Tensor
@@ -54,6 +76,7 @@ class Coordinator(nn.Module):
         num_students: int,
         num_losses: int,
         *,
+        num_teachers: int = 1,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         scale: float = 1.0,
@@ -66,24 +89,36 @@ class Coordinator(nn.Module):
         super().__init__()
         self.sync = sync or nullcontext()
         num_outputs = num_losses * (num_students if shared else 1)
-        network = Scalars(num_outputs) if arch == "scalar" else build(arch, num_outputs)
-        if arch != "scalar" and control != "frozen":
+        network: nn.Module
+        if arch == SCALAR:
+            network = Scalars(num_outputs)
+        elif arch == LOSSES:
+            network = OfLosses(num_students * num_losses + num_teachers, num_outputs)
+        else:
+            network = build(arch, num_outputs)
+        if arch != SCALAR and control != "frozen":
             head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.network = network if shared else Apart(network, num_students)
+        self.sees_losses = arch == LOSSES
         self.shape = (num_students, num_losses)
         self.scale = scale
         self.normalise = normalise
-        self.total = total if total is not None else scale / 2 * num_losses
+        ceiling = scale * num_losses
+        self.total = total if total is not None else ceiling if normalise == "image" else ceiling / 2
         self.control = control
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """C-NET's outputs p = sigmoid(head(x)), [n, k, c] in (0, 1)."""
+    def forward(self, x: Tensor, losses: Tensor | None = None) -> Tensor:
+        """C-NET's outputs p = sigmoid(head), [n, k, c] in (0, 1).
+
+        x: images [n, 3, H, W] in [0, 1]; losses: the step's [n, k·c] and the teachers' own against the label, [n,
+        teachers], side by side, detached (only LOSSES needs them).
+        """
         with self.sync:
-            head = self.network((x - self.mean) / self.std)
+            head = self.network(losses if self.sees_losses else (x - self.mean) / self.std)
         return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
@@ -97,6 +132,8 @@ class Coordinator(nn.Module):
         elif self.control == "shuffle":
             assert permutation is not None
             w = w[permutation]
-        if self.normalise == "mean":
+        if self.normalise == "image":
+            w = self.total * w / w.sum(dim=-1, keepdim=True)
+        elif self.normalise == "mean":
             w = self.total * w / w.sum(dim=-1, keepdim=True).mean(dim=0, keepdim=True)
         return w

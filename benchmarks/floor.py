@@ -218,7 +218,7 @@ def table(rows: list[dict[str, float]], scale: float = 1.0) -> dict[str, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="cifar100")
+    parser.add_argument("--recipe", default="cifar100-resnet10-l")
     parser.add_argument("--method", default="mc-distil")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--coordinator", default="resnet32")

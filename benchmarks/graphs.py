@@ -1,17 +1,18 @@
-"""CUDA graphs against the steps as written: whole epochs, pair by pair, in one run. Needs a GPU.
+"""On a GPU: whole epochs of the ladder with CUDA graphs and without, pair by pair, and what 500 of them would take.
 
-    python benchmarks/graphs.py [--method mc-distil] [--images 50000] [--repeats 5] [--precision auto] [--fast]
-                                [--coordinator ARCH] [--set key=value …] [--out benchmarks/results/NAME.json]
+    python benchmarks/graphs.py [--recipe NAME] [--method M] [--precision P] [--coordinator ARCH] [--repeats 5]
+                                [--images 50000] [--fast] [--out benchmarks/results/NAME.json]
 
-An epoch is that of a run, but for its checkpoint: batches, augmentation, steps, meta steps at their rate, evaluation on
-V, each student's best. Recipe: cifar100's five students and teacher, batch 400; images: random ones in 100 classes, a
-tenth of them V (50,000: 112 steps an epoch, as CIFAR-100). What is not replayed is told on stderr, with the reason.
+Images: random ones in 100 classes, a tenth of them V (50000 is the size of CIFAR-100's training set), or with
+`--images 0` the built-in digits at the recipe's size; batch 400 unless set. An epoch is batches, augmentation, steps,
+meta steps and evaluation on V. On a CPU there are no graphs, and nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joint_step import batches_of, seconds, spread
+from floor import timed
+from joint_step import batches_of, spread
 
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.dataset import Dataset
@@ -29,27 +31,29 @@ from mcd_cli.engine.evaluation import predictions
 from mcd_cli.engine.graph import Replayed
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.recipe import load_recipe, parse_setting
+from mcd_cli.recipe import load_recipe
 from mcd_cli.run_folder import RunFolder
 
 
-def trainer_of(asked: argparse.Namespace, *, eager: bool) -> Trainer:
-    """The engine's own trainer at its first step."""
-    overrides: dict[str, Any] = {"dataset": "digits", "image_size": 32, "method": asked.method}
-    overrides |= {"precision": asked.precision, "deterministic": not asked.fast, "teacher.views": 0}
-    overrides |= {} if asked.coordinator is None else {"coordinator.arch": asked.coordinator}
-    recipe = load_recipe("cifar100", overrides | dict(parse_setting(text) for text in asked.set))
+def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
+    """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
+    overrides: dict[str, Any] = {"dataset": "digits", "image_size": asked.size, "batch_size": asked.batch_size}
+    overrides |= {"method": asked.method, "precision": asked.precision, "coordinator.arch": asked.coordinator}
+    overrides |= {"deterministic": not asked.fast}
+    recipe = load_recipe(asked.recipe, overrides | {"teacher.file": None, "teacher.pretrained": False})
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        run = Run(recipe, opened, Options(device=asked.device, eager=eager), lambda event: None)
-        run.dataset = random_images(run.dataset, asked.images)
-        run.loader = Loader(
-            run.dataset,
-            batch_size=recipe.batch_size,
-            seed=0,
-            augmentation=PRESETS[recipe.augment.preset],
-            augment_seed=0,
-            device=run.hardware.device,
-        )
+        options = Options(device=asked.device, threads=asked.threads, eager=eager)
+        run = Run(recipe, opened, options, lambda event: print(event, file=sys.stderr))
+        if asked.images:
+            run.dataset = random_images(run.dataset, asked.images)
+            run.loader = Loader(
+                run.dataset,
+                batch_size=recipe.batch_size,
+                seed=0,
+                augmentation=PRESETS[recipe.augment.preset],
+                augment_seed=0,
+                device=run.hardware.device,
+            )
         trainer = run._trainer(run.plans[-1], rehearsal=True)
     trainer.graphs.warn = lambda line: print(line, file=sys.stderr)
     return trainer
@@ -86,18 +90,28 @@ def epoch(trainer: Trainer) -> None:
     trainer.end_epoch()
 
 
-def timed(trainer: Trainer) -> float:
-    """Seconds of an epoch, the device's work included."""
+def graphs_against_eager(asked: argparse.Namespace, graphed: Trainer) -> dict[str, Any]:
+    """Whole epochs, in turn."""
+    eager = trainer_of(asked, eager=True)
+    warm_up(eager, next(batches_of(eager)))
+    rows = []
+    for repeat in range(asked.repeats + 1):
+        row = {name: timed(trainer, lambda t=trainer: epoch(t)) for name, trainer in (("g", graphed), ("e", eager))}  # type: ignore[misc]
+        if repeat:  # the first pays for what the warm-up has left
+            rows.append(row)
+    num_steps = graphed.loader.num_steps
+    return {
+        "replayed": graphed_parts(graphed),
+        "epoch_steps": num_steps,
+        "epoch_graphed_s": spread([row["g"] for row in rows]),
+        "epoch_eager_s": spread([row["e"] for row in rows]),
+        "graphed_over_eager": spread([row["g"] / row["e"] for row in rows]),
+        "step_graphed_ms": spread([1e3 * row["g"] / num_steps for row in rows]),
+        "minutes_for_500_epochs": spread([500 * row["g"] / 60 for row in rows]),
+    }
 
-    def whole() -> None:
-        epoch(trainer)
-        if trainer.hardware.device.type == "cuda":
-            torch.cuda.synchronize()
 
-    return seconds(whole)
-
-
-def replayed(trainer: Trainer) -> list[str]:
+def graphed_parts(trainer: Trainer) -> list[str]:
     """What is replayed by now; the others are run as written, for the reason on stderr."""
     parts = (trainer.ordinary_step, trainer.meta_step, trainer.evaluated)
     return [part.name for part in parts if isinstance(part, Replayed) and part.replay is not None]
@@ -105,39 +119,30 @@ def replayed(trainer: Trainer) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="cifar100-resnet10-l")
     parser.add_argument("--method", default="mc-distil")
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--coordinator")
-    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--coordinator", default="resnet32")
+    parser.add_argument("--batch-size", type=int, default=400)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    trainers = {kind: trainer_of(asked, eager=kind == "eager") for kind in ("graphed", "eager")}
-    for trainer in trainers.values():
-        warm_up(trainer, next(batches_of(trainer)))
-    rows: list[dict[str, float]] = []
-    for repeat in range(asked.repeats + 1):
-        row = {kind: timed(trainer) for kind, trainer in trainers.items()}
-        if repeat:  # the first pays for what the warm-up has left
-            rows.append(row)
-    graphed = trainers["graphed"]
-    num_steps = graphed.loader.num_steps
-    result = {
-        "hardware": graphed.hardware.describe() | {"python": platform.python_version()},
+    trainer = trainer_of(asked)
+    if trainer.graphs.recorder is None:
+        sys.exit("no GPU that runs ahead of its host: there are no graphs to measure")
+    warm_up(trainer, next(batches_of(trainer)))
+    result: dict[str, Any] = {
+        "hardware": trainer.hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
+        "recipe": asked.recipe,
         "method": asked.method,
-        "settings": asked.set,
-        "coordinator": graphed.plan.coordinator.arch if graphed.coordinator is not None else None,
-        "deterministic": not asked.fast,
-        "students": dict(graphed.students.archs),
-        "batch": graphed.loader.batch_size,
-        "steps_of_an_epoch": num_steps,
-        "replayed": replayed(graphed),
-        **{f"{kind}_step_ms": spread([1e3 * row[kind] / num_steps for row in rows]) for kind in trainers},
-        "graphed_over_eager": spread([row["graphed"] / row["eager"] for row in rows]),
-        "minutes_for_500_epochs": {kind: spread([500 / 60 * row[kind] for row in rows]) for kind in trainers},
+        "coordinator": asked.coordinator if trainer.coordinator is not None else None,
+        "students": dict(trainer.students.archs),
+        **graphs_against_eager(asked, trainer),
     }
     print(text := json.dumps(result, indent=2))
     if asked.out:

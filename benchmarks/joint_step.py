@@ -128,8 +128,10 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
         c = [meta.step_size(group, True) for group in trainer.optimizer.param_groups]
-        validation, sight = trainer.loader.validation_batch(0), (x, z_teacher)
-        trainer._update_coordinator(batch, sight, validation, theta, lambda z: instance_losses(z, y, guides, TAU), c)
+        validation = trainer.loader.validation_batch(0)
+        trainer._update_coordinator(
+            batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, guides, TAU), c
+        )
 
     rows = []
     for repeat in range(repeats + 1):

@@ -29,7 +29,8 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "# What a ladder costs as it grows",
         "",
         f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, "
-        f"torch {about['torch']}, float32, {results['threads']} threads unless said otherwise; medians (smallest to largest) of "
+        f"torch {about['torch']}, float32, {results['threads']} threads unless said "
+        "otherwise; medians (smallest to largest) of "
         f"{results['points'][0]['step_ms']['n']} steps of the engine itself. This page is printed by "
         "`python benchmarks/scaling.py --doc`.",
         "",

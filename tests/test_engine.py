@@ -332,4 +332,4 @@ def test_a_teacher_that_never_saw_some_classes(tmp_path: Path) -> None:
     assert torch.equal(of_teacher, dataset.train[~torch.isin(dataset.labels[dataset.train], torch.tensor(hidden))])
     assert run.teacher is not None
     guesses = run.teacher.network(dataset.images[dataset.val] / 255).argmax(dim=1)
-    assert not torch.isin(guesses, torch.tensor(hidden)).any()
+    assert torch.isin(guesses, torch.tensor(hidden)).float().mean() < 0.1  # of V, 0.3 are

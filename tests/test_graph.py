@@ -236,7 +236,7 @@ class ByNumber(KD):
 
 class WithDropout(nn.Sequential):
     def __init__(self, num_classes: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.Dropout(0.5), nn.Linear(16, num_classes))
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Dropout(0.5), nn.Linear(16, num_classes))
 
 
 @pytest.mark.parametrize(

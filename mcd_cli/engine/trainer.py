@@ -152,13 +152,12 @@ class Trainer:
         losses_of, sight = self._descend(batch, stored, learns=True)
         assert sight is not None
         self.optimizer.zero_grad()
-        self._update_coordinator(batch, sight, validation, theta, losses_of, c)
+        self._update_coordinator(batch, validation, sight, theta, losses_of, c)
 
     def _descend(
         self, batch: Batch, stored: Tensor | None, learns: bool
     ) -> tuple[Callable[[Tensor], Tensor], Sight | None]:
-        """The students' step by Eq. 8; returns their losses as a function of logits, targets held constant, and what
-        C-NET saw.
+        """The students' step by Eq. 8; returns their losses as a function of logits, and what C-NET looked at.
 
         stored: the teacher's logits of the batch; learns: φ will be differentiated through this step.
         """
@@ -199,8 +198,8 @@ class Trainer:
     def _update_coordinator(
         self,
         batch: Batch,
-        sight: Sight,
         validation: Batch,
+        sight: Sight,
         theta: Weights,
         losses: Callable[[Tensor], Tensor],
         c: list[float | Tensor],

@@ -60,6 +60,8 @@ def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
         trainer = run._trainer(run.plans[-1], rehearsal=True)
     dataset = trainer.loader.dataset
     trainer.loader.dataset = replace(dataset, val=dataset.train[: asked.batch_size])
+    for is_meta in (True, False) * trainer.graphs.num_first:  # until both kinds of steps are CUDA graphs
+        step(trainer, next(batches_of(trainer)), is_meta)
     return trainer
 
 

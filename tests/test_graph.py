@@ -134,6 +134,7 @@ def steps_of(out: Path, num_steps: int, recorder: Tape | None, **changes: Any) -
         {"method": "constant", "teacher": {"views": 2}},
         {"method": "rmc"},
         {"method": "mc-distil", "coordinator": {"every": 2, "normalise": "mean", "total": 3.0}},
+        {"method": "mc-distil", "coordinator": {"every": 2, "arch": "losses", "normalise": "image"}},
         {"method": "mc-distil", "coordinator": {"every": 1, "optimizer": "adam", "shared": False}},
     ],
     ids=str,
@@ -235,7 +236,7 @@ class ByNumber(KD):
 
 class WithDropout(nn.Sequential):
     def __init__(self, num_classes: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.Dropout(0.5), nn.Linear(16, num_classes))
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Dropout(0.5), nn.Linear(16, num_classes))
 
 
 @pytest.mark.parametrize(

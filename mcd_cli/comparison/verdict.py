@@ -13,7 +13,7 @@ OF_INSTANCE_WEIGHTS = ("-mean", "-shuffle", "-scalar")
 OF_COLLABORATION = ("kd-total-2", "kd-total-3", "constant-half", "constant-one")
 ALONE = "-alone"
 OF_V = ("kd-train-val",)
-BESIDE = ("kd-tuned", "-nops", "-frozen")  # stated when they ran, needed for no claim
+BESIDE = ("kd-tuned", "-nops", "-frozen", "-image", "-paper")  # stated when they ran, needed for no claim
 
 UNEVEN = 0.2  # of total weight, from which a pair is no longer at one weight
 

@@ -111,8 +111,9 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     found["whole_step"] = step(trainer, batch)
     if trainer.coordinator is not None:
         coordinator = trainer.coordinator
+        seen = torch.rand(len(x), len(trainer.students.names) * len(trainer.symbols) + 1, device=x.device)
         with torch.no_grad(), trainer.hardware.autocast():
-            found["coordinator_forward"] = timed(trainer, lambda: coordinator(x))
+            found["coordinator_forward"] = timed(trainer, lambda: coordinator(x, seen))
         found["whole_meta_step"] = step(trainer, batch, meta=True)
     val = trainer.loader.dataset.val
     found["evaluation_of_a_batch"] = timed(trainer, lambda: predictions(trainer.students, trainer.loader, val))
@@ -169,7 +170,7 @@ def work(trainer: Trainer, batch: Batch) -> tuple[int, int]:
     macs = 3 * sum(profile(s, shape).macs for s in students) + profile(trainer.teachers["teacher"], shape).macs
     moved = sum(activations(s, batch.images) * 4 for s in students)  # written and read, forward and backward
     moved += sum(activations(model, batch.images) * 2 for model in trainer.teachers.values())
-    if trainer.coordinator is not None:
+    if trainer.coordinator is not None and not trainer.coordinator.sees_losses:
         macs += profile(trainer.coordinator, shape).macs
         moved += activations(trainer.coordinator, batch.images) * 2
     weights = sum(p.numel() * p.element_size() for s in students for p in s.parameters())

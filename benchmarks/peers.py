@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from mcd_cli.data.loader import Batch
-from mcd_cli.engine.trainer import Trainer
+from mcd_cli.engine.trainer import Trainer, costs
 from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.models import build
 from mcd_cli.models.students import in_pieces
@@ -152,8 +152,10 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
     z = _pure(students, theta, batch.images)
     guides = torch.cat([z_teacher] * (len(trainer.symbols) - 1), dim=2)
-    w = trainer.coordinator.weigh(trainer.coordinator(batch.images))
-    loss = (w * instance_losses(z, batch.labels, guides, TAU)).sum() / batch.size
+    losses = instance_losses(z, batch.labels, guides, TAU)
+    seen = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
+    w = trainer.coordinator.weigh(trainer.coordinator(batch.images, seen))
+    loss = (w * losses).sum() / batch.size
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     after = {n: p - 0.05 * g for (n, p), g in zip(theta.items(), gradients, strict=True)}
     val = trainer.loader.validation_batch(0)

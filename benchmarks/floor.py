@@ -42,19 +42,24 @@ from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.losses import instance_losses
 from mcd_cli.models.students import in_pieces
-from mcd_cli.recipe import load_recipe
+from mcd_cli.recipe import Recipe, load_recipe
 from mcd_cli.run_folder import RunFolder
 
 PEERS = ("plain", "torchdistill", "double_backward")
 WAIT = 2  # seconds in which a peer's workers read ahead, so that they are done before ours is timed
 
 
-def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
-    """The engine's own trainer of that method, on digits in the recipe's shape; V is as large as a batch."""
+def recipe_of(asked: argparse.Namespace, method: str, **more: Any) -> Recipe:
+    """The recipe asked for, on the built-in digits, with a teacher of its own that nothing is stored of."""
     overrides: dict[str, Any] = {"dataset": "digits", "image_size": asked.size, "batch_size": asked.batch_size}
     overrides |= {"method": method, "precision": asked.precision, "coordinator.arch": asked.coordinator}
     overrides |= {"teacher.file": None, "teacher.pretrained": False, "teacher.views": 0}
-    recipe = load_recipe(asked.recipe, overrides | more)
+    return load_recipe(asked.recipe, overrides | more)
+
+
+def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
+    """The engine's own trainer of that method, on digits in the recipe's shape; V is as large as a batch."""
+    recipe = recipe_of(asked, method, **more)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
         run = Run(recipe, opened, Options(device=asked.device, threads=asked.threads), lambda event: None)
         trainer = run._trainer(run.plans[-1], rehearsal=True)
@@ -217,19 +222,29 @@ def table(rows: list[dict[str, float]], scale: float = 1.0) -> dict[str, dict[st
     return {name: spread([scale * row[name] for row in rows]) for name in rows[0]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def machine(trainer: Trainer) -> dict[str, Any]:
+    return trainer.hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """What every measurement of a recipe can be asked."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar100-resnet10-l")
     parser.add_argument("--method", default="mc-distil")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--coordinator", default="resnet32")
-    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--batch-size", type=int, default=400)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--peers", default=",".join(PEERS))
     asked = parser.parse_args()
     trainer = trainer_of(asked, asked.method)
     peers = Peers(asked, trainer)
@@ -244,7 +259,7 @@ def main() -> None:
                 speeds.append(dict(zip(("macs_per_second", "bytes_per_second"), rates(trainer), strict=True)))
     packages = {name: version(name) for name in ("torchvision", "torchdistill") if _installed(name)}
     result: dict[str, Any] = {
-        "hardware": trainer.hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
+        "hardware": machine(trainer),
         "packages": packages,
         "recipe": asked.recipe,
         "method": asked.method,

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from floor import timed
+from floor import machine, options, recipe_of, timed
 from joint_step import batches_of, spread
 
 from mcd_cli.data.augment import PRESETS
@@ -31,19 +28,15 @@ from mcd_cli.engine.evaluation import predictions
 from mcd_cli.engine.graph import Replayed
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.recipe import load_recipe
 from mcd_cli.run_folder import RunFolder
 
 
 def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
     """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
-    overrides: dict[str, Any] = {"dataset": "digits", "image_size": asked.size, "batch_size": asked.batch_size}
-    overrides |= {"method": asked.method, "precision": asked.precision, "coordinator.arch": asked.coordinator}
-    overrides |= {"deterministic": not asked.fast}
-    recipe = load_recipe(asked.recipe, overrides | {"teacher.file": None, "teacher.pretrained": False})
+    recipe = recipe_of(asked, asked.method, deterministic=not asked.fast)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        options = Options(device=asked.device, threads=asked.threads, eager=eager)
-        run = Run(recipe, opened, options, lambda event: print(event, file=sys.stderr))
+        how = Options(device=asked.device, threads=asked.threads, eager=eager)
+        run = Run(recipe, opened, how, lambda event: print(event, file=sys.stderr))
         if asked.images:
             run.dataset = random_images(run.dataset, asked.images)
             run.loader = Loader(
@@ -118,26 +111,16 @@ def graphed_parts(trainer: Trainer) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="cifar100-resnet10-l")
-    parser.add_argument("--method", default="mc-distil")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--coordinator", default="resnet32")
-    parser.add_argument("--batch-size", type=int, default=400)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     trainer = trainer_of(asked)
     if trainer.graphs.recorder is None:
         sys.exit("no GPU that runs ahead of its host: there are no graphs to measure")
     warm_up(trainer, next(batches_of(trainer)))
     result: dict[str, Any] = {
-        "hardware": trainer.hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()},
+        "hardware": machine(trainer),
         "recipe": asked.recipe,
         "method": asked.method,
         "coordinator": asked.coordinator if trainer.coordinator is not None else None,

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcd_cli.recipe import CoordinatorSection, Recipe, load_recipe, parse_recipe, recipe_names, recipes_folder
+from mcd_cli.recipe import (
+    CoordinatorSection,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    read_changes,
+    recipe_names,
+    recipes_folder,
+)
 
 FOLDER = recipes_folder()
 OVERLAYS = sorted(path for kind in ("controls", "ablations") for path in (FOLDER / kind).rglob("*.toml"))
@@ -23,7 +30,7 @@ TABLE_2 = {
 
 def overlay(name: str) -> dict[str, Any]:
     (path,) = (p for p in OVERLAYS if p.relative_to(FOLDER).with_suffix("").as_posix().partition("/")[2] == name)
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return read_changes(path)
 
 
 def laid_over(base: str, name: str) -> Recipe:
@@ -68,7 +75,7 @@ def test_the_recipe_for_a_gpu() -> None:
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("base", ["digits", "cifar100-gpu"])
 def test_an_overlay_changes_something_and_nothing_else(path: Path, base: str) -> None:
-    changes = tomllib.loads(path.read_text(encoding="utf-8"))
+    changes = read_changes(path)
     before = load_recipe(base, {})
     after = load_recipe(base, changes)
     for key in Recipe.model_fields:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mcd_cli.batch_norm import OverProcesses
 from mcd_cli.batch_norm_on_cpu import QuickOnCPU
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
-from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Loader, plain
-from mcd_cli.data.splits import some_classes
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import checked_position, state_of_another
 from mcd_cli.engine.estimate import seconds_of_stage
@@ -293,7 +292,7 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
-            sync=OverProcesses(self.processes) if self.recipe.sync_bn and self.processes.world > 1 else QuickOnCPU(),
+            sync=self._batch_norm(),
         )
         begins = self.state is None or not self.state.tensors
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
@@ -308,7 +307,7 @@ class Run:
         frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
         loader = self.loader
         if is_teacher and self.recipe.teacher.unseen:
-            loader = loader.training_on(seen_by_teacher(self.dataset, self.recipe.teacher.unseen))
+            loader = loader.training_on(teachers.seen_images(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:
             loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
         return Trainer(
@@ -321,6 +320,12 @@ class Run:
             self._recorder(),
             lambda line: None if rehearsal else self.emit(Warned(line)),
         )
+
+    def _batch_norm(self) -> TorchFunctionMode | None:
+        """In whose place train-mode BatchNorm is computed; None: torch's own, and no Python beside each operator."""
+        if self.recipe.sync_bn and self.processes.world > 1:
+            return OverProcesses(self.processes)
+        return QuickOnCPU() if self.hardware.device.type == "cpu" else None
 
     def _recorder(self) -> Recorder | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
@@ -361,12 +366,6 @@ class Run:
             "stages": [plan.name for plan in self.plans],
             "teacher": None if trained_here or self.teacher is None else self.teacher.sha256,
         }
-
-
-def seen_by_teacher(dataset: Dataset, unseen: float) -> Tensor:
-    """The training images, [n] sample ids, without those of the classes that the teacher shall not know."""
-    hidden = torch.from_numpy(some_classes(dataset.num_classes, unseen, dataset.split_seed))
-    return dataset.train[~torch.isin(dataset.labels[dataset.train], hidden)]
 
 
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mcd_cli.data.cache import cache_folder
 from mcd_cli.data.dataset import Dataset
+from mcd_cli.data.splits import some_classes
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.files import as_path, sha256_of
 from mcd_cli.models.normalized import Normalized
@@ -84,6 +85,12 @@ def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder("teachers") / f"{recipe.teacher.arch}-{key}.safetensors"
+
+
+def seen_images(dataset: Dataset, unseen: float) -> Tensor:
+    """The training images, [n] sample ids, without those of the classes that a teacher shall not know."""
+    hidden = torch.from_numpy(some_classes(dataset.num_classes, unseen, dataset.split_seed))
+    return dataset.train[~torch.isin(dataset.labels[dataset.train], hidden)]
 
 
 def keep_trained(path: Path, weights: Mapping[str, Tensor], arch: str, dataset: Dataset) -> str:

@@ -28,8 +28,8 @@ from mcd_cli.models.students import Students, at_least_float32, in_pieces, initi
 from mcd_cli.recipe import CoordinatorSection
 from mcd_cli.seeds import generator, seed_of
 
-Sight = tuple[Tensor, Tensor]
-"""What C-NET may look at: the images, [n, 3, H, W], and what they cost, [n, k·c + teachers]."""
+Sight = tuple[Tensor, ...]
+"""What C-NET looks at: the images, [n, 3, H, W], and, where it sees losses, what they cost, [n, k·c + teachers]."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Trainer:
         with torch.no_grad():
             p = sight = None
             if self.coordinator is not None:
-                sight = x, costs(losses, z_teachers, y)
+                sight = (x, costs(losses, z_teachers, y)) if self.coordinator.sees_losses else (x,)
                 p = self._coordinator_outputs(sight, batch.size, not learns)
             w = self.plan.method.weights(step) if p is None else self._weigh(p)
             w = w.expand_as(losses)

@@ -133,3 +133,12 @@ def test_what_starts_quickly_never_loads_torch() -> None:
     code = f"import sys, {names}\nprint(sorted({{'torch', 'torchvision', 'numpy'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_determinism_does_not_load_torchs_compiler() -> None:
+    code = (
+        "import sys, torch\nfrom mcd_cli.engine.hardware import prepare\nprepare('cpu', 'fp32', 1, True)\n"
+        "print(torch.are_deterministic_algorithms_enabled(), 'torch._inductor' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True", "False"]

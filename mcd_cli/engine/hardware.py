@@ -68,7 +68,8 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
         raise UserError(f"--precision bf16: this {device} has no native bf16; use fp32 or auto")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # as use_deterministic_algorithms does, which imports the whole compiler for it
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     # deterministic mode fills fresh memory by default, which costs time and guards only against our own bugs
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic

@@ -1,0 +1,89 @@
+"""What `teacher.views = K` costs in accuracy and saves in time: one comparison for each K, equal in all else.
+
+    python benchmarks/views.py --recipe FILE [--views 0,1,4,8] [--methods kd,mc-distil] [--seeds 0,1,2] [--threads 1]
+        [--folder DIR] [--out benchmarks/results/NAME.json]
+
+Seconds are those of the distillation stage, the teacher's passes over its views included; the cache of views begins
+empty, and what the first cell stores the others read. Gains are over K = 0, seed by seed. A folder that is given keeps
+the comparisons, and the same command goes on with them. Run it alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from joint_step import spread
+
+
+def compared(asked: argparse.Namespace, folder: Path, views: int) -> dict[str, Any]:
+    """comparison.json of the methods at that K."""
+    command = [sys.executable, "-m", "mcd_cli", "compare", "--recipe", asked.recipe, "--methods", asked.methods]
+    command += ["--seeds", asked.seeds, "--threads", str(asked.threads), "--set", f"teacher.views={views}"]
+    command += ["--out", str(folder / f"views-{views}"), "--json"]
+    environment = os.environ | {"MCD_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return dict(json.loads(done.stdout))
+
+
+def row(contender: dict[str, Any], fresh: dict[str, Any], views: int) -> dict[str, Any]:
+    """A method at that K beside itself at K = 0, which is `fresh`."""
+    accuracy, seconds = contender["mean"]["values"], contender["seconds"]["values"]
+    gains = [100 * (a - b) for a, b in zip(accuracy, fresh["mean"]["values"], strict=True)]
+    return {
+        "method": contender["name"],
+        "views": views,
+        "accuracy": [100 * a for a in accuracy],
+        "gain": {"mean": mean(gains), "std": stdev(gains) if len(gains) > 1 else None, "values": gains},
+        "seconds": seconds,
+        "seconds_over_fresh": spread([s / f for s, f in zip(seconds, fresh["seconds"]["values"], strict=True)]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--views", default="0,1,4,8")
+    parser.add_argument("--methods", default="kd,mc-distil")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    counts = [int(views) for views in asked.views.split(",")]
+    if counts[0] != 0:
+        parser.error("--views: the first is 0, which the others are held against")
+    with tempfile.TemporaryDirectory() as place:
+        folder = asked.folder or Path(place)
+        documents = {views: compared(asked, folder, views) for views in counts}
+    first = documents[0]
+    result = {
+        "hardware": first["hardware"],
+        "python": platform.python_version(),
+        "dataset": first["dataset"],
+        "teacher": first["teacher"]["arch"],
+        "teacher_accuracy": first["teacher"]["accuracy"],
+        "students": [student["name"] for student in first["students"]],
+        "recipe": first["recipe"],
+        "seeds": first["seeds"],
+        "rows": [
+            row(contender, fresh, views)
+            for views, document in documents.items()
+            for contender, fresh in zip(document["contenders"], first["contenders"], strict=True)
+        ],
+    }
+    print(text := json.dumps(result, indent=2))
+    if asked.out:
+        asked.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

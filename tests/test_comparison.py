@@ -234,6 +234,9 @@ def test_other_test_images_and_another_recipe_are_refused(whole: Path, tmp_path:
     shutil.copytree(cells / "ce-seed0", cells / "kd-seed0")
     with pytest.raises(UserError, match=r"kd-seed0 was made under another recipe \(method\)"):
         make(plan_of("kd"), tmp_path / "swapped").document([], None)
+    with pytest.raises(UserError, match=r"kd-seed0 was made under another recipe \(method\)"):
+        make(plan_of("kd", "rmc"), tmp_path / "swapped").train()
+    assert not list(cells.glob("rmc-*"))  # found before anything is trained
 
 
 def test_students_one_at_a_time(whole: Path, tmp_path: Path) -> None:

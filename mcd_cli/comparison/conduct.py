@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.comparison.cells import is_finished, owners, read_cell, refuse_mixture, train_cell
+from mcd_cli.comparison.cells import (
+    CELLS,
+    is_finished,
+    owners,
+    read_cell,
+    refuse_mixture,
+    refuse_other_recipe,
+    train_cell,
+)
 from mcd_cli.comparison.document import describe
 from mcd_cli.comparison.figures import draw
 from mcd_cli.comparison.plan import Cell, Plan
@@ -84,10 +92,16 @@ class Comparison:
         return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
 
     def train(self) -> None:
-        """The teacher, then every cell that is not finished, each from where it stands."""
+        """The teacher, then every cell that is not finished, each from where it stands.
+
+        Raises UserError, before any is trained, where a finished one is another recipe's.
+        """
         todo = self.to_train
         if todo:
             self.shared.train_teacher()
+        for cell in self.owner.values():
+            if cell not in todo:
+                refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
         for number, cell in enumerate(todo, start=1):
             self.emit(Said(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
             train_cell(cell, self.cells, self.folder, self.shared, self.engine)

@@ -14,24 +14,20 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from deploy import mcd
 from joint_step import spread
 
 
 def compared(asked: argparse.Namespace, folder: Path, views: int) -> dict[str, Any]:
     """comparison.json of the methods at that K."""
-    command = [sys.executable, "-m", "mcd_cli", "compare", "--recipe", asked.recipe, "--methods", asked.methods]
-    command += ["--seeds", asked.seeds, "--threads", str(asked.threads), "--set", f"teacher.views={views}"]
-    command += ["--out", str(folder / f"views-{views}"), "--json"]
-    environment = os.environ | {"MCD_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return dict(json.loads(done.stdout))
+    changes = ["--set", f"teacher.views={views}", "--out", str(folder / f"views-{views}")]
+    shared = ["--recipe", asked.recipe, "--methods", asked.methods, "--seeds", asked.seeds]
+    return dict(mcd("compare", *shared, "--threads", str(asked.threads), *changes))
 
 
 def row(contender: dict[str, Any], fresh: dict[str, Any], views: int) -> dict[str, Any]:
@@ -63,6 +59,7 @@ def main() -> None:
         parser.error("--views: the first is 0, which the others are held against")
     with tempfile.TemporaryDirectory() as place:
         folder = asked.folder or Path(place)
+        os.environ["MCD_CACHE"] = str(folder / "cache")
         documents = {views: compared(asked, folder, views) for views in counts}
     first = documents[0]
     result = {

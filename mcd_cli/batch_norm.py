@@ -7,6 +7,7 @@ symmetric: the backward pass and the forward-mode derivative along x are the sam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mcd_cli.processes import Processes
 
 
-class InPlaceOfTorch(TorchFunctionMode):
+class InPlaceOfTorch(TorchFunctionMode, ABC):
     """Within: train-mode F.batch_norm is `train_mode`; eval mode is torch's own."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,6 +41,7 @@ class InPlaceOfTorch(TorchFunctionMode):
             return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         return self.train_mode(x, running_mean, running_var, weight, bias, momentum, eps)
 
+    @abstractmethod
     def train_mode(
         self,
         x: Tensor,
@@ -49,8 +51,7 @@ class InPlaceOfTorch(TorchFunctionMode):
         bias: Tensor | None,
         momentum: float,
         eps: float,
-    ) -> Tensor:
-        raise NotImplementedError
+    ) -> Tensor: ...
 
 
 class QuickForwardMode(InPlaceOfTorch):

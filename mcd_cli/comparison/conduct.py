@@ -94,14 +94,13 @@ class Comparison:
     def train(self) -> None:
         """The teacher, then every cell that is not finished, each from where it stands.
 
-        Raises UserError, before any is trained, where a finished one is another recipe's.
+        Raises UserError, before any is trained, where a cell's folder holds another recipe's run.
         """
         todo = self.to_train
         if todo:
             self.shared.train_teacher()
         for cell in self.owner.values():
-            if cell not in todo:
-                refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
+            refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
         for number, cell in enumerate(todo, start=1):
             self.emit(Said(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
             train_cell(cell, self.cells, self.folder, self.shared, self.engine)

@@ -1,5 +1,5 @@
 """`python -m mcd_cli` is `mcd`."""
 
-from mcd_cli.cli import main
+from mcd_cli.cli import enter
 
-main()
+enter()

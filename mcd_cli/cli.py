@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.start import leave
 
 app = typer.Typer(
     name="mcd",
@@ -410,6 +411,16 @@ def main() -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         fail(f"a fault of mcd ({type(error).__name__}: {' '.join(str(error).split())}); --debug shows where", 1)
+
+
+def enter() -> None:
+    """What `mcd` runs: `main`, and out."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    leave(int(code) if isinstance(code, int) else 1)
 
 
 def fail(line: str, code: int) -> None:

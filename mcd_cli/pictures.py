@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, GREY, RED = "#1b6ca8", "#777777", "#b5382c"
-SUFFIXES = ("png", "svg")
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "png": {"dpi": 160, "pil_kwargs": {"compress_level": 2}},  # a tenth larger, in a quarter of the time
+    "svg": {"metadata": {"Date": None}},
+}
 LARGEST_AREA = 700.0  # of a student's disc, in square points
 SYMBOLS = {"alpha": "α (labels)", "beta": "β (teacher)", "gamma": "γ (students)"}
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mcd"}
@@ -54,9 +57,9 @@ def render(ladder: Ladder) -> dict[str, bytes]:
 def as_files(figure: Figure) -> dict[str, bytes]:
     """The figure in every format, by suffix; laid out once, which takes longer than drawing it."""
     contents = {}
-    for suffix in SUFFIXES:
+    for suffix, how in FORMATS.items():
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+        figure.savefig(content, format=suffix, **how)
         figure.set_layout_engine(None)
         contents[suffix] = content.getvalue()
     return contents
@@ -135,9 +138,10 @@ def _label(
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.canvas.draw()
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # the names move nothing; to lay all out again takes longer than to draw it
     scale = figure.dpi / 72
     taken = []
     for a, b, radius, start in zip(x, y, radii, starts, strict=True):
@@ -204,6 +208,7 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
         panel.margins(y=0.12)
     for panel in axes:
         panel.grid(alpha=0.2)
+        panel.label_outer()
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if warm and any(r["stage"] != "warm-start" for r in records):
             panel.axvline(warm + 0.5, color=GREY, linewidth=0.8, linestyle=":")

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
     Pixels = npt.NDArray[np.uint8]
 
 STORY = "coordinator"
-GAP = 0.15  # between the extreme images, in widths of one
+HEAD, ROW = 0.75, 2.6  # heights in inches
+COLUMNS = (
+    "weights by epoch (band: ± 1 sd over images)",
+    "by class, sorted by β",
+    "highest (above) and lowest teacher weight β; ! mislabelled",
+)
 Record = Mapping[str, Any]
 LETTERS = {"alpha": "α (label)", "beta": "β (teacher)", "gamma": "γ (pooled students)"}
 COLOURS = {"alpha": "#777777", "beta": "#1b6ca8", "gamma": "#c0504d"}
@@ -39,23 +44,36 @@ def draw_story(metrics: Iterable[Record], folder: Path, pixels: Callable[[int], 
 
 
 def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | None = None) -> Figure | None:
-    """A row per student: course, classes, extreme images; None where no C-NET has learned anything."""
+    """A row per student: course, classes, extreme images; None where no C-NET has learned anything.
+
+    Placed by hand: to find the same places by drawing all of it first takes as long as drawing it.
+    """
     from matplotlib.figure import Figure
 
     courses = courses_of(metrics)
     if not courses:
         return None
-    figure = Figure(figsize=(13, 3.1 * len(courses)), layout="constrained")
-    figure.suppressComposite = True  # an SVG holds each image in its own pixels
-    rows = figure.subfigures(len(courses), 1, squeeze=False)[:, 0]
-    for row, (student, course) in zip(rows, courses.items(), strict=True):
+    height = HEAD + ROW * len(courses)
+    figure = Figure(figsize=(13, height))
+    axes = figure.subplots(len(courses), 3, squeeze=False, width_ratios=(4, 4, 5))
+    figure.subplots_adjust(0.03, 0.45 / height, 0.99, 1 - HEAD / height, wspace=0.12, hspace=0.32)
+    for (left, middle, right), (student, course) in zip(axes, courses.items(), strict=True):
         images = course[-1][1].get("images")
-        left, middle, right = row.subfigures(1, 3, width_ratios=(4, 4, 5))
-        row.suptitle(student, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        _course(left.subplots(), course)
-        if images is not None:
-            _classes(middle.subplots(), images)
+        _course(left, course)
+        left.set_title(student, loc="left", fontsize=10, fontweight="bold")
+        if images is None:
+            middle.axis("off")
+            right.axis("off")
+        else:
+            _classes(middle, images)
             _extremes(right, images, pixels)
+    axes[-1][0].set_xlabel("epoch", fontsize=8)
+    top = 1 - 0.3 / height
+    for panel, title in zip(axes[0], COLUMNS, strict=True):
+        box = panel.get_position()
+        figure.text((box.x0 + box.x1) / 2, top, title, ha="center", fontsize=9)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, fontsize=8, ncols=5, loc="upper left", bbox_to_anchor=(0.02, top))
     return figure
 
 
@@ -84,11 +102,9 @@ def _course(axes: Axes, course: list[tuple[int, Record]]) -> None:
         axes.plot(epochs, saturated, color=COLOURS[symbol], linestyle=":", linewidth=1)
     axes.plot(epochs, [student["total_weight"] for _, student in course], "k--", linewidth=1, label="total weight")
     axes.plot([], [], "k:", linewidth=1, label="saturated share")
-    axes.set_ylim(0, 1.5 * max(student["total_weight"] for _, student in course))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch", fontsize=8)
-    axes.set_title("weights by epoch (band: ± 1 sd over images)", fontsize=8)
-    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper left")
+    axes.set_ylim(0, 1.1 * max(student["total_weight"] for _, student in course))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
 
@@ -104,25 +120,34 @@ def _classes(axes: Axes, images: Record) -> None:
     if len(order) > 12:
         shown = [*range(3), *range(len(order) - 3, len(order))]
     axes.set_xticks(shown, [order[i] for i in shown], rotation=40, ha="right", fontsize=6)
-    axes.set_title("by class, sorted by β", fontsize=8)
+    axes.locator_params(axis="y", nbins=4)
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(alpha=0.25)
 
 
-def _extremes(panel: SubFigure, images: Record, pixels: Callable[[int], Pixels] | None) -> None:
-    """The images with the highest (top row) and the lowest weight of the teacher."""
-    panel.suptitle("highest (above) and lowest teacher weight β; ! mislabelled", fontsize=8)
-    for axes, end in zip(panel.subplots(2, 1), ("highest", "lowest"), strict=True):
-        axes.axis("off")
-        axes.set(xlim=(0, max(1, len(images["highest"])) * (1 + GAP) - GAP), ylim=(0, 1), aspect="equal")
-        for i, image in enumerate(images[end]):
-            left = i * (1 + GAP)
+def _extremes(axes: Axes, images: Record, pixels: Callable[[int], Pixels] | None) -> None:
+    """The images with the highest (top row) and the lowest weight of the teacher, as one picture."""
+    import numpy as np
+
+    of_end = [images["highest"], images["lowest"]]
+    thumbnails = [[None if pixels is None else pixels(image["image"]) for image in row] for row in of_end]
+    side = next((t.shape[-1] for row in thumbnails for t in row if t is not None), 32)
+    step, fall = side + max(1, side // 6), 2 * side
+    sheet = np.full((fall + side, step * max(1, *map(len, of_end)), 3), 255, np.uint8)
+    for i, row in enumerate(of_end):
+        for j, image in enumerate(row):
+            top, left = i * fall, j * step
             mark = "!" if image.get("mislabelled") else ""
             label = image["label"] if len(image["label"]) <= 9 else image["label"][:8] + "…"
             text = f"{label}{mark}\n{image['beta']:.3f}"
-            axes.text(left + 0.5, 1.1, text, ha="center", va="bottom", fontsize=6)
-            if pixels is None:
-                axes.text(left + 0.5, 0.5, f"#{image['image']}", ha="center", va="center", fontsize=6)
+            axes.text(left + side / 2, top - side / 10, text, ha="center", va="bottom", fontsize=6)
+            thumbnail = thumbnails[i][j]
+            if thumbnail is None:
+                axes.text(left + side / 2, top + side / 2, f"#{image['image']}", ha="center", va="center", fontsize=6)
             else:
-                place = (left, left + 1, 0, 1)
-                axes.imshow(pixels(image["image"]).transpose(1, 2, 0), interpolation="nearest", extent=place)
+                sheet[top : top + side, left : left + side] = thumbnail.transpose(1, 2, 0)
+    height, width, _ = sheet.shape
+    if pixels is not None:
+        axes.imshow(sheet, interpolation="nearest", extent=(0, width, height, 0))
+    axes.set(xlim=(0, width), ylim=(height, -0.6 * side), aspect="equal")
+    axes.axis("off")

@@ -16,9 +16,12 @@ from mcd_cli.files import as_path, write_whole
 from mcd_cli.quantities import size
 from mcd_cli.recipe import CheckpointSection, Recipe, load_recipe, name_students, parse_setting
 from mcd_cli.run_folder import LOG, METRICS, RECIPE, RunFolder
+from mcd_cli.start import quick_imports
 
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run
+
+FEW_STEPS = 100  # so short a run is half over by the time that it is estimated
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,12 @@ def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
-    from mcd_cli.engine.hardware import joined
-    from mcd_cli.engine.run import Options, Run
-    from mcd_cli.ladder import load_ladder
-    from mcd_cli.pictures import draw
-    from mcd_cli.report import View, print_ladder
+    with quick_imports():
+        from mcd_cli.engine.hardware import joined
+        from mcd_cli.engine.run import Options, Run
+        from mcd_cli.ladder import load_ladder
+        from mcd_cli.pictures import draw
+        from mcd_cli.report import View, print_ladder
 
     processes = joined(asked.device)
     recipe = processes.share(recipe)
@@ -135,12 +139,14 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
             training = Run(recipe, folder, options, view if processes.writes else lambda event: None)
             if asked.resume is None:
                 training.check()
-                seconds = training.estimate()
                 if asked.dry_run:
+                    seconds = training.estimate()
                     if folder is not None:
                         folder.discard()
                         _print_plan(training, seconds, asked.json_output)
                     return
+                if training.num_steps > FEW_STEPS:
+                    training.estimate()
             ladder = training.train()
         if folder is None:
             processes.leave()

@@ -147,6 +147,11 @@ class Run:
         if shape != (len(image), self.dataset.num_classes):
             raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
+    @property
+    def num_steps(self) -> int:
+        """Of all stages, from the start."""
+        return sum(plan.epochs for plan in self.plans) * self.loader.num_steps
+
     def seconds_by_stage(self) -> dict[str, float]:
         """The estimate of every stage, by its name."""
         return {p.name: seconds_of_stage(p.epochs, self._trainer(p, rehearsal=True)) for p in self.plans}

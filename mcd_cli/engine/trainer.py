@@ -18,6 +18,7 @@ from mcd_cli.engine.finite import PATIENCE, Finite
 from mcd_cli.engine.graph import Graphs, Recorder
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
+from mcd_cli.engine.optimizers import coordinator_optimizer, students_optimizer
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.views import Views
 from mcd_cli.engine.weighed import Weighed
@@ -71,11 +72,7 @@ class Trainer:
         self.view: tuple[int, Tensor] | None = None  # of that epoch
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
         self.students = students.to(hardware.device).train()
-        self.optimizer = torch.optim.SGD(
-            [{"params": list(network.parameters())} for network in students.networks.values()],
-            fused=True,
-            **plan.sgd,
-        )
+        self.optimizer = students_optimizer(students.networks.values(), plan.sgd)
         # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
         ahead = hardware.runs_ahead or recorder is not None
         self.eta = torch.zeros((), device=hardware.device) if ahead else None
@@ -85,7 +82,7 @@ class Trainer:
         self.weighed: Weighed | None = None
         if plan.method.learned:
             self.coordinator = self._new_coordinator()
-            self.coordinator_optimizer = _coordinator_optimizer(self.coordinator, plan.coordinator, ahead)
+            self.coordinator_optimizer = coordinator_optimizer(self.coordinator, plan.coordinator, ahead)
             num_images = len(loader.dataset.labels)
             self.weighed = Weighed(num_images, len(students.names), len(self.symbols), hardware.device)
         self.meters = Meters(len(students.names), len(self.symbols), hardware.device)
@@ -216,7 +213,7 @@ class Trainer:
         p = meta.without_side_effects(self.coordinator, parameters, *sight)
         w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
-        w.backward(gradient)
+        (w * gradient).sum().backward()
         self.processes.add_up(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
 
@@ -418,20 +415,3 @@ def costs(losses: Tensor, z_teachers: Mapping[str, Tensor], y: Tensor) -> Tensor
 
 def _gradients(module: nn.Module) -> list[Tensor]:
     return [p.grad for p in module.parameters() if p.grad is not None]
-
-
-def _coordinator_optimizer(
-    coordinator: Coordinator, section: CoordinatorSection, capturable: bool
-) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only, or the paper's literal Adam with an L2 term (A.3)."""
-    how: dict[str, Any] = {"lr": section.lr, "fused": True, "capturable": capturable}
-    parameters = list(coordinator.parameters())
-    if section.optimizer == "adam":
-        return torch.optim.Adam(parameters, weight_decay=section.weight_decay, **how)
-    matrices = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": section.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], **how)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mcd_cli.models import ARCHITECTURES, TORCHVISION, build
@@ -19,13 +20,19 @@ Shapes = Mapping[str, Shape]
 PLACEHOLDER = 7919  # a number of classes that is no width of any network
 TABLES = re.compile(r"running_(mean|var)$|relative_position_index$|relative_coords_table$")  # no parameters
 ALIKE_EVERYWHERE = re.compile(TORCHVISION + "(resnet|resnext|wide_resnet|shufflenet)")
+DRAWS = (Tensor.normal_, Tensor.uniform_)
 
 
 class Unallocated(TorchFunctionMode):
-    """Modules built inside have no memory behind their weights. (torch.device("meta") also takes RegNet's tables.)"""
+    """Modules built inside have no memory behind their weights. (torch.device("meta") also takes RegNet's tables.)
+
+    Their first values are not drawn: on the meta device torch would import its compiler (2 s) to draw nothing.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
         if func is torch.empty:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)

@@ -8,9 +8,11 @@ Images: the built-in digits in the recipe's shape; V is as large as a batch. Wit
 peer is timed once, one after another; figures are medians over repeats, ratios are taken within a repeat. Floors:
 multiply-adds of teacher, students (forward 1, backward 2) and C-NET over the rate of a large matrix product at the
 same precision; bytes of all activations written once and read once in each direction, and of weights, gradients and
-momenta, over the measured bandwidth of a copy. Peers (peers.py): the plain PyTorch way to the same ladder, against
-ours with method kd; torchdistill (extra `bench`) against ours with the first student alone; a meta step by double
-backward, the same gradient. One that is not installed is left out with a line.
+momenta, over the measured bandwidth of a copy. `convolutions_alone`: the library's convolutions, each by itself on
+tensors laid out as in the step, added up; where a step would end if all else took no time. Peers (peers.py): the
+plain PyTorch way to the same ladder, against ours with method kd; torchdistill (extra `bench`) against ours with the
+first student alone; a meta step by double backward, the same gradient. One that is not installed is left out with a
+line.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from joint_step import batches_of, seconds, spread
 from peers import TAU, PlainWay, TorchDistill, double_backward
 from torch import Tensor, nn
@@ -127,6 +130,36 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     return found
 
 
+def convolutions(trainer: Trainer, batch: Batch) -> list[Callable[[], object]]:
+    """A call for each convolution of an ordinary step: the students' forward and backward, the others' forward."""
+    calls: list[Callable[[], object]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        is_image = inputs[0].shape[1] == batch.images.shape[1]
+        x, w = (torch.rand_like(t) for t in (inputs[0], module.weight))  # in their memory layouts
+        convolved = partial(F.conv2d, stride=module.stride, padding=module.padding, groups=module.groups)
+        if not torch.is_grad_enabled():
+            calls.append(torch.no_grad()(partial(convolved, x, w)))
+            return
+        wanted = [w.requires_grad_()] + [x.requires_grad_()] * (not is_image)
+        slope = torch.rand_like(output)
+        calls.append(lambda: torch.autograd.grad(convolved(x, w), wanted, slope))
+
+    models = [trainer.students, *trainer.teachers.values()] + [trainer.coordinator] * (trainer.coordinator is not None)
+    of_models = [m for model in models if model is not None for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(note) for m in of_models]
+    trainer.students(batch.images)
+    with torch.no_grad():
+        for teacher in trainer.teachers.values():
+            in_pieces(teacher, batch.images)
+        if trainer.coordinator is not None and not trainer.coordinator.sees_losses:
+            trainer.coordinator(batch.images)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
 class Peers:
     """What ours is timed against, those asked for and installed."""
 
@@ -208,6 +241,7 @@ def ratios(trainer: Trainer, row: dict[str, float], macs: int, moved: int) -> di
         mean += (row["whole_meta_step"] - row["whole_step"]) / trainer.plan.coordinator.every
     floor = max(macs / row["macs_per_second"], moved / row["bytes_per_second"])
     found = {"images_per_second": trainer.loader.batch_size / mean, "step_over_floor": row["whole_step"] / floor}
+    found["convolutions_over_floor"] = row["convolutions_alone"] / floor  # what is left if all else took no time
     if learned:
         found["mean_step_over_kd"] = mean / row["kd"]
     for peer in ("plain", "torchdistill"):
@@ -250,10 +284,13 @@ def main() -> None:
     peers = Peers(asked, trainer)
     batch = next(batches_of(trainer))
     macs, moved = work(trainer, batch)
+    alone = convolutions(trainer, batch)
     rows, speeds = [], []
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(asked.repeats + 1):
             row = parts(trainer, batch, Path(folder)) | peers.times(batch)
+            with trainer.hardware.autocast():
+                row["convolutions_alone"] = sum(timed(trainer, call) for call in alone)
             if repeat:  # the first pays for warm-up
                 rows.append(row)
                 speeds.append(dict(zip(("macs_per_second", "bytes_per_second"), rates(trainer), strict=True)))

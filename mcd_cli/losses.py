@@ -12,8 +12,8 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
 
     z: logits [n, k, C]; y: labels [n]. Returns [n, k].
     """
-    # The bits of F.cross_entropy, whose forward-mode derivative would import torch's compiler (2 s).
-    return torch.where(_at_label(z, y)[:, None], -F.log_softmax(z, dim=-1), 0.0).sum(dim=-1)
+    labels = y[:, None].expand(z.shape[:2])
+    return F.cross_entropy(z.flatten(0, 1), labels.flatten(), reduction="none").view(z.shape[:2])
 
 
 def distillation(z: Tensor, targets: Tensor, tau: float) -> Tensor:
@@ -33,7 +33,8 @@ def pooled(z: Tensor, y: Tensor) -> Tensor:
     z: logits [n, k, C]; y: labels [n]. Returns a detached target [n, C].
     """
     z = z.detach()
-    return torch.where(_at_label(z, y), z.amax(dim=1), z.amin(dim=1))
+    at_label = torch.arange(z.shape[-1], device=y.device) == y[:, None]  # F.one_hot would wait for the device
+    return torch.where(at_label, z.amax(dim=1), z.amin(dim=1))
 
 
 def instance_losses(z: Tensor, y: Tensor, guides: Tensor | None, tau: float) -> Tensor:
@@ -43,8 +44,3 @@ def instance_losses(z: Tensor, y: Tensor, guides: Tensor | None, tau: float) -> 
     """
     ce = cross_entropy(z, y)[:, :, None]
     return ce if guides is None else torch.cat([ce, distillation(z, guides, tau)], dim=-1)
-
-
-def _at_label(z: Tensor, y: Tensor) -> Tensor:
-    """Whether a class is the image's own, [n, C]; F.one_hot would wait for the device."""
-    return torch.arange(z.shape[-1], device=y.device) == y[:, None]

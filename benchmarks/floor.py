@@ -44,6 +44,7 @@ from mcd_cli.engine.evaluation import predictions
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.losses import instance_losses
+from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import in_pieces
 from mcd_cli.recipe import Recipe, load_recipe
 from mcd_cli.run_folder import RunFolder
@@ -130,6 +131,12 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     return found
 
 
+def coordinator_that_looks(trainer: Trainer) -> list[Coordinator]:
+    """C-NET, where there is one and it sees images; one that sees losses alone costs next to nothing."""
+    coordinator = trainer.coordinator
+    return [] if coordinator is None or coordinator.sees_losses else [coordinator]
+
+
 def convolutions(trainer: Trainer, batch: Batch) -> list[Callable[[], object]]:
     """A call for each convolution of an ordinary step: the students' forward and backward, the others' forward."""
     calls: list[Callable[[], object]] = []
@@ -146,15 +153,15 @@ def convolutions(trainer: Trainer, batch: Batch) -> list[Callable[[], object]]:
         slope = torch.rand_like(output)
         calls.append(lambda: torch.autograd.grad(convolved(x, w), wanted, slope))
 
-    models = [trainer.students, *trainer.teachers.values()] + [trainer.coordinator] * (trainer.coordinator is not None)
-    of_models = [m for model in models if model is not None for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(note) for m in of_models]
+    teachers, looking = list(trainer.teachers.values()), coordinator_that_looks(trainer)
+    modules = [m for model in (trainer.students, *teachers, *looking) for m in model.modules()]
+    hooks = [m.register_forward_hook(note) for m in modules if isinstance(m, nn.Conv2d)]
     trainer.students(batch.images)
     with torch.no_grad():
-        for teacher in trainer.teachers.values():
+        for teacher in teachers:
             in_pieces(teacher, batch.images)
-        if trainer.coordinator is not None and not trainer.coordinator.sees_losses:
-            trainer.coordinator(batch.images)
+        for coordinator in looking:
+            coordinator(batch.images)
     for hook in hooks:
         hook.remove()
     return calls
@@ -208,9 +215,9 @@ def work(trainer: Trainer, batch: Batch) -> tuple[int, int]:
     macs = 3 * sum(profile(s, shape).macs for s in students) + profile(trainer.teachers["teacher"], shape).macs
     moved = sum(activations(s, batch.images) * 4 for s in students)  # written and read, forward and backward
     moved += sum(activations(model, batch.images) * 2 for model in trainer.teachers.values())
-    if trainer.coordinator is not None and not trainer.coordinator.sees_losses:
-        macs += profile(trainer.coordinator, shape).macs
-        moved += activations(trainer.coordinator, batch.images) * 2
+    for coordinator in coordinator_that_looks(trainer):
+        macs += profile(coordinator, shape).macs
+        moved += activations(coordinator, batch.images) * 2
     weights = sum(p.numel() * p.element_size() for s in students for p in s.parameters())
     return len(batch.ids) * macs, moved + 8 * weights
 

@@ -420,7 +420,7 @@ def enter() -> None:
         main()
     except SystemExit as end:
         code = end.code
-    leave(int(code) if isinstance(code, int) else 1)
+    leave(code if isinstance(code, int) else 1)
 
 
 def fail(line: str, code: int) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mcd_cli.commands.export import export
+from mcd_cli.engine import trainer, views
 from mcd_cli.engine.events import Event, Stepped
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.ladder import Ladder
@@ -78,6 +80,21 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(recipe, folder)
     export(str(folder), int8=True, max_drop=5)
     return folder
+
+
+def teachers_passes(patch: pytest.MonkeyPatch, counts: Callable[[nn.Module], bool] = lambda network: True) -> list[int]:
+    """A list that grows by the images of each call of a teacher during training, of those that count."""
+    found: list[int] = []
+    plain = trainer.in_pieces
+
+    def note(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if counts(network):
+            found.append(len(x))
+        return plain(network, x)
+
+    patch.setattr(trainer, "in_pieces", note)
+    patch.setattr(views, "in_pieces", note)
+    return found
 
 
 def go_on(out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import signal_at, tiny_recipe, train
+from conftest import signal_at, teachers_passes, tiny_recipe, train
 from safetensors.numpy import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mcd_cli import cli
 from mcd_cli.comparison.conduct import Comparison
@@ -21,7 +21,6 @@ from mcd_cli.comparison.paper import blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.contenders import Contender, find_contenders
-from mcd_cli.engine import trainer, views
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.errors import Interrupted, UserError
@@ -185,19 +184,14 @@ def test_a_chain_takes_its_first_link_over_from_kd(tmp_path: Path) -> None:
 
 def test_eight_methods_run_the_teacher_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seeds, one stored view: as many images as there are to train on, whatever method or seed asks first."""
-    seen: list[int] = []
-    plain = trainer.in_pieces
-
-    def note(network: nn.Module, x: Tensor) -> Tensor:
-        if sum(p.numel() for p in network.parameters()) == num_weights:  # not a larger student that teaches
-            seen.append(len(x))
-        return plain(network, x)
-
-    monkeypatch.setattr(trainer, "in_pieces", note)
-    monkeypatch.setattr(views, "in_pieces", note)
     methods = ("ce", "kd", "takd", "dgkd", "rmc", "meta-distil", "mc-distil-nops", "mc-distil")
     plan = plan_of(*methods, epochs=1, teacher={"views": 1}, augment={"seed": 5})
     num_weights = sum(p.numel() for p in build(plan.base.teacher.arch, 10).parameters())
+
+    def is_the_teacher(network: nn.Module) -> bool:  # not a larger student that teaches
+        return sum(p.numel() for p in network.parameters()) == num_weights
+
+    seen = teachers_passes(monkeypatch, is_the_teacher)
     comparison = make(plan, tmp_path)
     comparison.train()
     sizes = load_ladder(next(tmp_path.glob("*/*/ladder.json")).parent).dataset.sizes

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finished, go_on, make_run, signal_at, tiny_recipe, train
+from conftest import finished, go_on, make_run, signal_at, teachers_passes, tiny_recipe, train
 
 from mcd_cli.data.cache import cache_root
-from mcd_cli.engine import trainer, views
+from mcd_cli.engine import views
 from mcd_cli.errors import Interrupted
 from mcd_cli.run_folder import RunFolder
 
@@ -17,16 +17,7 @@ from mcd_cli.run_folder import RunFolder
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch, uninterrupted: Path) -> list[int]:
     """How many images each call of a teacher takes, during training (its own is in the cache by now)."""
-    found: list[int] = []
-    plain = trainer.in_pieces
-
-    def note(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        found.append(len(x))
-        return plain(network, x)
-
-    monkeypatch.setattr(trainer, "in_pieces", note)
-    monkeypatch.setattr(views, "in_pieces", note)
-    return found
+    return teachers_passes(monkeypatch)
 
 
 def weights(out: Path) -> torch.Tensor:

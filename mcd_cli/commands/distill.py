@@ -21,7 +21,7 @@ from mcd_cli.start import quick_imports
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run
 
-FEW_STEPS = 150  # a run as short as that is half over by the time that it is estimated
+FEW_STEPS = 150  # an estimate would take a tenth of so short a run, or more
 
 
 @dataclass(frozen=True)

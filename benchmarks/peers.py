@@ -145,8 +145,8 @@ class TorchDistill:
 def double_backward(trainer: Trainer, batch: Batch) -> None:
     """The usual way to C-NET's gradient, with the real step it needs: a graph through the students' gradient."""
     assert trainer.coordinator is not None
-    students, kept = trainer.students, trainer.students.sync
-    students.sync = trainer.coordinator.sync = nullcontext()  # torch's own BatchNorm can be derived twice
+    students, kept = trainer.students, trainer.students.overrides
+    students.overrides = trainer.coordinator.overrides = nullcontext()  # torch's own BatchNorm can be derived twice
     with torch.no_grad():
         z_teacher = in_pieces(trainer.teachers["teacher"], batch.images)[:, None, None]
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
@@ -161,7 +161,7 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
     val = trainer.loader.validation_batch(0)
     l_val = cross_entropy(_pure(students, after, val.images), val.labels).mean(dim=0).sum()
     torch.autograd.grad(l_val, list(trainer.coordinator.parameters()))
-    students.sync = trainer.coordinator.sync = kept
+    students.overrides = trainer.coordinator.overrides = kept
 
 
 def _pure(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:

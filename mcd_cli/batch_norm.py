@@ -1,34 +1,32 @@
 """Train-mode BatchNorm in two ways that torch lacks: a quick forward-mode derivative, and batches over processes.
 
-Both replace torch's function while they are entered; modules, weights and running statistics stay as they are.
+Both are overrides of F.batch_norm; modules and weights are left as they are.
 Per channel, over m values, x̂ = (x − mean)/σ and y = γ x̂ + β, the Jacobian J = γ σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) is
 symmetric: the backward pass and the forward-mode derivative along x are the same computation.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from mcd_cli.overrides import Override
 from mcd_cli.processes import Processes
 
+TrainMode = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, float], Tensor]
+"""x, running mean, running variance, weight, bias, momentum, eps → y; the running statistics are updated in place."""
 
-class InPlaceOfTorch(TorchFunctionMode, ABC):
-    """Within: train-mode F.batch_norm is `train_mode`; eval mode is torch's own."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+def in_train_mode(compute: TrainMode) -> dict[Override, Override]:
+    """The override of F.batch_norm that is `compute` in train mode and torch's own in eval mode."""
 
-    def _batch_norm(
-        self,
-        x: Tensor,
+    def batch_norm(
+        input: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
@@ -38,51 +36,49 @@ class InPlaceOfTorch(TorchFunctionMode, ABC):
         eps: float = 1e-5,
     ) -> Tensor:
         if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        return self.train_mode(x, running_mean, running_var, weight, bias, momentum, eps)
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return compute(input, running_mean, running_var, weight, bias, momentum, eps)
 
-    @abstractmethod
-    def train_mode(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        momentum: float,
-        eps: float,
-    ) -> Tensor: ...
+    return {F.batch_norm: batch_norm}
 
 
-class QuickForwardMode(InPlaceOfTorch):
-    """Within: a JVP through train-mode BatchNorm takes two native passes instead of a dozen; buffers stay as they are.
+def _native(
+    x: Tensor, _mean: Any, _var: Any, weight: Tensor | None, bias: Tensor | None, _: float, eps: float
+) -> Tensor:
+    return _Native.apply(x, weight, bias, eps)[0]  # type: ignore[no-any-return, no-untyped-call]
 
-    What torch does instead is half of a JVP's time on a CPU.
+
+FORWARD_MODE = in_train_mode(_native)
+"""A JVP through train-mode BatchNorm takes two native passes instead of a dozen; buffers are left as they are.
+
+torch's own takes half of a JVP's time on a CPU.
+"""
+
+
+def synced(processes: Processes) -> dict[Override, Override]:
+    """Train-mode BatchNorm takes its statistics from the shards of all processes (--sync-bn).
+
+    N processes then compute what one process computes with the whole batch. Forward mode works, so the meta step does.
     """
-
-    def train_mode(self, x: Tensor, *rest: Any) -> Tensor:
-        _, _, weight, bias, _, eps = rest
-        return _Native.apply(x, weight, bias, eps)[0]  # type: ignore[no-any-return, no-untyped-call]
+    return in_train_mode(partial(_over_processes, processes))
 
 
-class OverProcesses(InPlaceOfTorch):
-    """Within: train-mode BatchNorm takes its statistics from the shards of all processes (--sync-bn).
-
-    N processes are then one process with the whole batch. Forward mode works, so the meta step does.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        super().__init__()
-        self.processes = processes
-
-    def train_mode(self, x: Tensor, *rest: Any) -> Tensor:
-        running_mean, running_var, weight, bias, momentum, eps = rest
-        y: Tensor = _Synced.apply(x, running_mean, running_var, momentum, eps, self.processes)[0]  # type: ignore[no-untyped-call]
-        if weight is not None:
-            y = y * weight.view(_channels(x))
-        if bias is not None:
-            y = y + bias.view(_channels(x))
-        return y
+def _over_processes(
+    processes: Processes,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    y: Tensor = _Synced.apply(x, running_mean, running_var, momentum, eps, processes)[0]  # type: ignore[no-untyped-call]
+    if weight is not None:
+        y = y * weight.view(_channels(x))
+    if bias is not None:
+        y = y + bias.view(_channels(x))
+    return y
 
 
 class _Native(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcd_cli.batch_norm import InPlaceOfTorch
+from mcd_cli.batch_norm import in_train_mode
 
 COLUMNS = 128  # numbers that are worked on side by side
 MOST_CHANNELS = 16  # above, torch's kernels are as quick
@@ -25,24 +25,32 @@ def _side_by_side(x: Tensor) -> int:
     return pixels if (x.numel() // x.shape[1]) % pixels == 0 else 0
 
 
-class QuickOnCPU(InPlaceOfTorch):
-    """Within: channels-last BatchNorm over few channels on a CPU, on several rows of pixels at a time.
+def _train_mode(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    if x.device.type != "cpu" or x.dtype.itemsize < 4 or weight is None or bias is None or not _side_by_side(x):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    y, mean, variance = _SideBySide.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    if running_mean is not None and running_var is not None:
+        m = x.numel() // x.shape[1]
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (m / (m - 1)), momentum)
+    return y  # type: ignore[no-any-return]
 
-    torch's kernels walk over the channels of a pixel: a few numbers, which leave vectors half empty, and each thread
-    adds to sums that share a cache line with the next thread's. Forward and backward of 400x8x32x32, float32, take
-    10 ms with one thread and 39 ms with two; as pixels side by side they take 6 and 3 (torch 2.15, AVX2).
-    """
 
-    def train_mode(self, x: Tensor, *rest: Any) -> Tensor:
-        running_mean, running_var, weight, bias, momentum, eps = rest
-        if x.device.type != "cpu" or x.dtype.itemsize < 4 or weight is None or bias is None or not _side_by_side(x):
-            return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        y, mean, variance = _SideBySide.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
-        if running_mean is not None and running_var is not None:
-            m = x.numel() // x.shape[1]
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * (m / (m - 1)), momentum)
-        return y  # type: ignore[no-any-return]
+NARROW = in_train_mode(_train_mode)
+"""Channels-last BatchNorm over few channels on a CPU, on several rows of pixels at a time.
+
+torch's kernels walk over the channels of a pixel: a few numbers, which leave vectors half empty, and each thread
+adds to sums that share a cache line with the next thread's. Forward and backward of 400x8x32x32, float32, take
+10 ms with one thread and 39 ms with two; as pixels side by side they take 6 and 3 (torch 2.15, AVX2).
+"""
 
 
 class _SideBySide(torch.autograd.Function):

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from mcd_cli.batch_norm import QuickForwardMode
+from mcd_cli.batch_norm import FORWARD_MODE
 from mcd_cli.losses import cross_entropy
+from mcd_cli.overrides import Overrides
 
 Parameters = Mapping[str, Tensor]
 
@@ -70,7 +71,7 @@ def directional_losses(
     theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with its targets held
     constant. Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
     """
-    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), QuickForwardMode():
+    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), Overrides(FORWARD_MODE):
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}

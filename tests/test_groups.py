@@ -1,14 +1,21 @@
-"""Table 2's groups, and torchvision's classifiers as students, under the methods: one step of every stage."""
+"""Every architecture, Table 2's groups and torchvision's classifiers train: one step of every stage, meta steps too.
+
+test_processors.py runs this file again under other instruction sets.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_run
 from test_cli import image_folder
+from test_convolution import StridedKernels
 
+from mcd_cli.engine.hardware import _native_bf16
+from mcd_cli.models import ARCHITECTURES
 from mcd_cli.recipe import load_recipe
 from mcd_cli.run_folder import RunFolder
 
@@ -49,3 +56,39 @@ def test_every_student_takes_a_step(tmp_path: Path, recipe: str, size: int, meth
                 moved = {key for key, p in trainer.students.named_parameters() if not torch.equal(p, before[key])}
                 assert {key.split(".")[1] for key in moved} == set(plan.stage.students)
                 assert trainer.updates == (1 if plan.method.learned else 0)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_architecture_takes_a_meta_step_and_a_step(tmp_path: Path, precision: str, size: int) -> None:
+    """All as one ladder; bf16 where the processor computes in it, and not only its instructions under a lower limit."""
+    if precision == "bf16" and (not _native_bf16("cpu") or "ONEDNN_MAX_CPU_ISA" in os.environ):
+        pytest.skip("no native bf16")
+    image_folder(tmp_path / "images", "abc", 5)
+    recipe = load_recipe(
+        "folder",
+        {
+            "dataset": str(tmp_path / "images"),
+            "image_size": size,
+            "batch_size": 2,
+            "epochs": 1,
+            "students": list(ARCHITECTURES),
+            "teacher.arch": "resnet10-xxxs",
+            "coordinator.arch": "resnet10-xxs",
+            "coordinator.every": 2,
+            "precision": precision,
+        },
+    )
+    with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
+        run = make_run(recipe, folder)
+        (plan,) = run.plans[2:]
+        trainer = run._trainer(plan, rehearsal=True)
+        before = {key: p.detach().clone() for key, p in trainer.students.named_parameters()}
+        for _, batch in zip(range(2), trainer.loader.epoch(0), strict=False):
+            with StridedKernels() as seen:
+                trainer.step(batch)
+            assert not seen.shapes
+        assert (trainer.number, trainer.updates) == (2, 1)
+        trainer.finite.refuse(trainer.number)
+        moved = {key.split(".")[1] for key, p in trainer.students.named_parameters() if not torch.equal(p, before[key])}
+        assert moved == set(ARCHITECTURES)

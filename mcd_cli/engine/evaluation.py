@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from mcd_cli.convolution import UNSTRIDED
 from mcd_cli.data.loader import Loader
+from mcd_cli.overrides import Overrides
 
 
 def each_logits(
@@ -23,7 +26,7 @@ def each_logits(
     """
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), Overrides(UNSTRIDED) if loader.device.type == "cpu" else nullcontext():
         kept = [keep((run or model)(batch.images)) for batch in loader.in_order(split)]
         everyones = loader.processes.gather(torch.cat(kept), len(split))
     model.train(was_training)

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from mcd_cli.batch_norm import OverProcesses
-from mcd_cli.batch_norm_on_cpu import QuickOnCPU
+from mcd_cli import batch_norm, batch_norm_on_cpu, convolution
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
@@ -37,6 +35,7 @@ from mcd_cli.methods.base import TEACHER, Stage
 from mcd_cli.methods.ce import CE
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
+from mcd_cli.overrides import Override, Overrides
 from mcd_cli.processes import check_shards
 from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe import Recipe
@@ -138,7 +137,7 @@ class Run:
 
     def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), Overrides(convolution.UNSTRIDED):
                 shape = tuple(network.to(image.device).eval()(image).shape)
         except (RuntimeError, ValueError, AssertionError) as error:
             size = "x".join(map(str, self.dataset.input_shape))
@@ -297,7 +296,7 @@ class Run:
             std=self.dataset.std,
             seed=self.recipe.seed,
             role="teacher" if is_teacher else "student",
-            sync=self._batch_norm(),
+            overrides=self._overrides(),
         )
         begins = self.state is None or not self.state.tensors
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
@@ -326,11 +325,14 @@ class Run:
             lambda line: None if rehearsal else self.emit(Warned(line)),
         )
 
-    def _batch_norm(self) -> TorchFunctionMode | None:
-        """In whose place train-mode BatchNorm is computed; None: torch's own, and no Python beside each operator."""
+    def _overrides(self) -> Overrides | None:
+        """For what torch computes wrongly, slowly or for one process alone; None: no Python at each operator."""
+        replacements: dict[Override, Override] = {}
+        if self.hardware.device.type == "cpu":
+            replacements |= convolution.UNSTRIDED | batch_norm_on_cpu.NARROW
         if self.recipe.sync_bn and self.processes.world > 1:
-            return OverProcesses(self.processes)
-        return QuickOnCPU() if self.hardware.device.type == "cpu" else None
+            replacements |= batch_norm.synced(self.processes)
+        return Overrides(replacements) if replacements else None
 
     def _recorder(self) -> Recorder | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""

@@ -327,7 +327,7 @@ class Trainer:
                 total=section.total,
                 control=section.control,
                 shared=section.shared,
-                sync=self.students.sync,
+                overrides=self.students.overrides,
             ),
             self.plan.seed,
             "coordinator",

@@ -64,7 +64,7 @@ class Coordinator(nn.Module):
     `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
     permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    `sync` as in Students. arch: a network of the zoo, which sees the images; LOSSES: OfLosses; SCALAR: Scalars.
+    `overrides` as in Students. arch: a network of the zoo, which sees the images; LOSSES: OfLosses; SCALAR: Scalars.
     """
 
     mean: Tensor
@@ -84,10 +84,10 @@ class Coordinator(nn.Module):
         total: float | None = None,
         control: str = "none",
         shared: bool = True,
-        sync: AbstractContextManager[object] | None = None,
+        overrides: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
-        self.sync = sync or nullcontext()
+        self.overrides = overrides or nullcontext()
         num_outputs = num_losses * (num_students if shared else 1)
         network: nn.Module
         if arch == SCALAR:
@@ -117,7 +117,7 @@ class Coordinator(nn.Module):
         x: images [n, 3, H, W] in [0, 1]; losses: the step's [n, k·c] and the teachers' own against the label, [n,
         teachers], side by side, detached (only LOSSES needs them).
         """
-        with self.sync:
+        with self.overrides:
             head = self.network(losses if self.sees_losses else (x - self.mean) / self.std)
         return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
 

@@ -24,17 +24,6 @@ class Subsample(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class Projection(nn.Conv2d):
-    """Option B's strided 1×1 convolution, as a subsampling and a 1×1 convolution: the same sums.
-
-    oneDNN's strided 1×1 convolution writes outside its memory for fewer than 8 channels-last input channels
-    (seen with torch 2.15 on x86-64: heap corruption in the backward pass).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight)
-
-
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut; where the shape changes, it is option B (projection) or A."""
 
@@ -46,9 +35,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            convolution = Projection if in_channels < 8 else nn.Conv2d
             self.downsample = (
-                nn.Sequential(convolution(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+                nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
                 if projection
                 else Subsample(channels - in_channels, stride)
             )

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from mcd_cli.convolution import UNSTRIDED
 from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
+from mcd_cli.overrides import Overrides
 from mcd_cli.seeds import seed_of
 
 RGB = tuple[float, ...]
@@ -44,11 +46,11 @@ class Students(nn.Module):
         std: RGB,
         seed: int,
         role: str = "student",
-        sync: AbstractContextManager[object] | None = None,
+        overrides: AbstractContextManager[object] | None = None,
     ) -> None:
-        """sync: entered around every forward pass: how train-mode BatchNorm is computed, and over which processes."""
+        """overrides: entered around every forward pass: what is computed in another way than torch's."""
         super().__init__()
-        self.sync = sync or nullcontext()
+        self.overrides = overrides or nullcontext()
         self.archs = dict(archs)
         self.networks = nn.ModuleDict(
             {name: initialise(partial(build, arch, num_classes), seed, role, name) for name, arch in archs.items()}
@@ -65,7 +67,7 @@ class Students(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
-        with self.sync:
+        with self.overrides:
             logits = [
                 network(x.contiguous(memory_format=self.layouts[name])) for name, network in self.networks.items()
             ]
@@ -79,8 +81,7 @@ class Students(nn.Module):
 def layout_of(network: nn.Module) -> torch.memory_format:
     """Channels-last, but row-major where the first convolution has fewer than 8 channels.
 
-    A convolution over fewer than 8 channels-last channels leaves vectors half empty, and oneDNN's are not to be
-    trusted there (see Projection).
+    A convolution over fewer than 8 channels-last channels leaves vectors half empty.
     """
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     narrow = first is not None and first.out_channels < 8
@@ -106,4 +107,5 @@ def in_pieces(network: nn.Module, x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return network(x)  # type: ignore[no-any-return]
     size = max(1, 50 * 32 * 32 // (x.shape[-2] * x.shape[-1]))
-    return torch.cat([network(piece) for piece in x.split(size)])
+    with Overrides(UNSTRIDED):
+        return torch.cat([network(piece) for piece in x.split(size)])

@@ -32,7 +32,7 @@ class RunFolder:
         refuse_links(path)
         self._lock = FileLock(path / LOCK, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=0.2)  # without the system's locks the first try only finds that an owner is dead
             self._metrics = (path / METRICS).open("a", encoding="utf-8", newline="\n")
         except Timeout:
             raise UserError(f"another run is writing to {path}; wait for it or name another --out") from None

@@ -51,7 +51,7 @@ def distill(
     epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (cuda, else cpu), cpu, cuda, or mps (Apple; untested).")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
     out: Annotated[str | None, typer.Option(help="The run's folder.", show_default="runs/DATASET-METHOD-N")] = None,
@@ -156,7 +156,7 @@ def compare(
     students: Annotated[str | None, typer.Option(help="a,b,… or name=arch,…")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (cuda, else cpu), cpu, cuda, or mps (Apple; untested).")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
     max_memory: Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 from mcd_cli.errors import RunFailed, UserError
 
 LONGEST_PATH, LONGEST_NAME = 4000, 255  # bytes; the usual limits of a system and of a file system
+BLOCK = 2**20  # bytes written at a time
 
 
 def as_path(text: str) -> Path:
@@ -77,12 +78,33 @@ def cannot_write(path: Path, error: OSError, num_bytes: int) -> RunFailed:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make a rename in this folder survive a power cut; nothing happens where folders cannot be synced."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network and foreign file systems
+            raise
     finally:
         os.close(descriptor)
+
+
+def reserve(path: Path, start: int) -> None:
+    """Take the disk's space for a file's zeros from `start` on: writing through a mapping cannot say there is none.
+
+    Raises OSError where the disk is full.
+    """
+    left = path.stat().st_size - start
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), start, left)
+            return
+        file.seek(start)  # Windows and macOS
+        for size in (BLOCK,) * (left // BLOCK) + (left % BLOCK,):
+            file.write(bytes(size))
 
 
 def sha256_of(path: Path) -> str:

@@ -40,7 +40,7 @@ class Processes:
                 int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
             )
             local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-            if not dist.is_initialized():
+            if not (dist.is_available() and dist.is_initialized()):
                 if world == 1:
                     return cls()
                 _begin(device, local_rank)
@@ -140,6 +140,10 @@ def check_shards(size: int, what: str, processes: Processes) -> None:
 
 
 def _begin(device: str, local_rank: int) -> None:
+    if not dist.is_available():
+        raise UserError("this torch was built without torch.distributed; run one process, without torchrun")
+    if device == "mps":
+        raise UserError("--device mps: an Apple GPU serves one process; run without torchrun, or use --device cpu")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node")

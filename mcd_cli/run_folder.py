@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mcd_cli.errors import McdError, UserError
 from mcd_cli.files import as_path, cannot_write, sweep, write_whole
 from mcd_cli.recipe import Recipe, load_recipe
 
 RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
+LOCK = ".lock"  # there while a run writes; what a killed one leaves locks nobody out
 CHECKPOINT, STUDENTS, PREDICTIONS = "checkpoint", "students", "predictions.safetensors"
 
 
 class RunFolder:
-    """The folder of one run, locked while this process lives (the lock dies with its owner).
-
-    The lock lies on metrics.jsonl, through the one handle that writes it: closing any other handle of that file
-    in this process would drop the lock.
-    """
+    """The folder of one run, locked until it is closed (the lock dies with its owner)."""
 
     def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
         """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
         self.path = path
         self._made = made
         refuse_links(path)
-        self._metrics = self._locked()
+        self._lock = FileLock(path / LOCK, thread_local=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire(timeout=0.2)  # without the system's locks the first try only finds that an owner is dead
+            self._metrics = (path / METRICS).open("a", encoding="utf-8", newline="\n")
+        except Timeout:
+            raise UserError(f"another run is writing to {path}; wait for it or name another --out") from None
+        except OSError as error:
+            self._unlock()
+            raise cannot_write(path / METRICS, error, 0) from None
 
     @classmethod
     def create(cls, out: str | None, recipe: Recipe) -> RunFolder:
@@ -118,8 +124,9 @@ class RunFolder:
                 folder.rmdir()
 
     def close(self) -> None:
-        """Let the lock go."""
+        """Let the lock go, and leave nothing of it."""
         self._metrics.close()
+        self._unlock()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -127,16 +134,11 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _locked(self) -> IO[str]:
-        try:
-            metrics = (self.path / METRICS).open("a", encoding="utf-8")
-            fcntl.lockf(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            metrics.close()
-            raise UserError(f"another run is writing to {self.path}; wait for it or name another --out") from None
-        except OSError as error:
-            raise cannot_write(self.path / METRICS, error, 0) from None
-        return metrics
+    def _unlock(self) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):  # Windows removes it on release alone
+                (self.path / LOCK).unlink()  # while it is ours: the next run makes a new one
+            self._lock.release()
 
 
 def refuse_links(folder: Path) -> None:

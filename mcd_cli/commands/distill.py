@@ -200,8 +200,8 @@ def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
 
 
 def check(asked: Asked) -> None:
-    if asked.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
+    if asked.device not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"--device takes auto, cpu, cuda or mps, not {asked.device!r}")
     if asked.resume is not None:
         if asked.dry_run:
             raise UserError("--dry-run estimates a new run; --resume goes on with one")

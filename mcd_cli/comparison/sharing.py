@@ -15,7 +15,7 @@ from mcd_cli.engine.run import Run
 from mcd_cli.files import write_whole
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe import Recipe
-from mcd_cli.run_folder import METRICS, RECIPE, RunFolder
+from mcd_cli.run_folder import LOCK, METRICS, RECIPE, RunFolder
 
 SHARED = "shared"
 TEACHER_FILE = "teacher.safetensors"
@@ -99,7 +99,8 @@ def open_run(path: Path, recipe: Recipe) -> RunFolder:
     """The run's folder, new or to go on with; an abandoned one without a recipe is begun again."""
     if (path / RECIPE).is_file():
         return RunFolder(path)
-    (path / METRICS).unlink(missing_ok=True)  # a kill between the folder's making and its recipe leaves it, empty
+    for name in (LOCK, METRICS):  # a kill between the folder's making and its recipe leaves them, empty
+        (path / name).unlink(missing_ok=True)
     return RunFolder.create(str(path), recipe)
 
 

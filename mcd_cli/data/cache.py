@@ -19,6 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from mcd_cli.data.dataset import Decoded, fingerprint, measured
 from mcd_cli.errors import RunFailed, UserError
@@ -58,18 +59,13 @@ def cache_folder(name: str) -> Path:
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Lets one process at a time in; yields False where the file system or the system has no locks."""
+    """Lets one process at a time in; yields False where the file system has no locks."""
     try:
-        import fcntl
-    except ImportError:
+        held = FileLock(path, fallback_to_soft=False).acquire()
+    except OSError:
         yield False
         return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
+    with held:
         yield True
 
 
@@ -155,7 +151,7 @@ def _write(folder: Path, classes: tuple[str, ...], chunks: Iterator[Chunk], note
     meta = {"version": VERSION, "classes": classes, "fingerprint": decoded.fingerprint, "notes": notes}
     (folder / "meta.json").write_text(json.dumps(meta))
     for path in folder.iterdir():  # on the disk before the name that vouches for them
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
 
 

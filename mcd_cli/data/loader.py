@@ -136,6 +136,6 @@ class Loader:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         """Without the host waiting for the device."""
-        if self.device.type == "cpu" or tensor.device.type != "cpu":
-            return tensor
+        if self.device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)

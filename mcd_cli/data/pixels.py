@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,6 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 from mcd_cli.errors import RunFailed
 
 NUM_WORKERS = 2  # reading decoded pixels is copying: two keep ahead of the training
+NUM_AHEAD = 2 * NUM_WORKERS  # batches, as a DataLoader's
+FORKS = hasattr(os, "fork") and sys.platform != "darwin"  # Apple's libraries do not survive a fork
 
 
 class Pixels(Protocol):
@@ -41,7 +48,11 @@ class InMemory:
 
 
 class Streamed:
-    """Read from the host, as a rule a memory-mapped file, by DataLoader workers, some batches ahead."""
+    """Read from the host, as a rule a memory-mapped file, some batches ahead.
+
+    By DataLoader workers, which share the mapping: nothing is copied or pickled. Where processes cannot be forked,
+    by threads: spawned workers would import torch again for every epoch.
+    """
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
         self.images = images
@@ -52,13 +63,27 @@ class Streamed:
 
     def each(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Raises RunFailed when a worker dies."""
+        return self._by_workers(batches) if FORKS else self._by_threads(batches)
+
+    def _by_threads(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        images = self.images.numpy()
+        with ThreadPoolExecutor(NUM_WORKERS) as threads:
+            ahead: deque[Future[Any]] = deque()
+            for ids in batches:
+                ahead.append(threads.submit(np.take, images, ids.numpy(), axis=0))  # copies without the interpreter
+                if len(ahead) > NUM_AHEAD:
+                    yield torch.from_numpy(ahead.popleft().result()).to(self.device)
+            while ahead:
+                yield torch.from_numpy(ahead.popleft().result()).to(self.device)
+
+    def _by_workers(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         workers = DataLoader(
             _Rows(self.images),
             sampler=batches,  # type: ignore[arg-type]  # a batch of ids stands for one "index"
             batch_size=None,
             num_workers=NUM_WORKERS,
             pin_memory=self.device.type == "cuda",
-            multiprocessing_context="fork",  # the workers share the mapping; nothing is copied or pickled
+            multiprocessing_context="fork",
         )
         try:
             for pixels in workers:

@@ -124,7 +124,7 @@ def checked_position(position: Mapping[str, Any]) -> Mapping[str, Any]:
 def put(target: Tensor, value: Tensor) -> None:
     """Copy a saved value into a live tensor, keeping the live one's memory layout."""
     with torch.no_grad():
-        target.copy_(value)
+        target.copy_(value.to(target.dtype))  # sums of another device may be float64
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

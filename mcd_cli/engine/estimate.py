@@ -37,6 +37,6 @@ def _timed_step(trainer: Trainer, batch: Batch, number: int) -> float:
     trainer.number = number
     start = time.perf_counter()
     trainer.step(batch)
-    if batch.images.device.type == "cuda":
+    if batch.images.device.type != "cpu":
         batch.images.sum().item()  # wait for the device
     return time.perf_counter() - start

@@ -97,23 +97,28 @@ def _keep_freed_memory() -> None:
 def _native_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _resolved(device: str) -> str:
+    """`auto` never takes mps: it has no float64, and nobody has tested a run there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu or auto")
     return device
 
 
 def memory_for_images(hardware: Hardware, asked: int | None) -> tuple[int, int]:
     """Bytes of images that this process may hold in the machine's memory, and on the device.
 
-    Unless asked for: half of what is free, shared by the processes of this machine.
+    Unless asked for: half of what is free, shared by the processes of this machine (and by an Apple GPU).
     """
     host = memory.available() // 2 // hardware.processes.local_world if asked is None else asked
-    if hardware.device.type == "cpu":
+    if hardware.device.type == "mps" and asked is None:
+        host //= 2
+    if hardware.device.type != "cuda":
         return host, host
     return host, int(torch.cuda.mem_get_info(hardware.device)[0]) // 2 if asked is None else asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,8 +21,14 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Within: the first SIGINT or SIGTERM sets the flag; a second raises KeyboardInterrupt where it strikes."""
+    """Within: the first SIGINT or SIGTERM sets the flag; a second raises KeyboardInterrupt where it strikes.
+
+    Signals reach the main thread alone: in another one nothing is changed, and the flag is never set.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.asked:
@@ -33,4 +40,4 @@ def stop_on_signal() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python

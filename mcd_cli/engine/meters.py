@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """What sums over many steps are kept in: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Meters:
     """Sums over an epoch's batches per student and loss, [k, c]; a part of the state, so resuming keeps them.
 
@@ -19,8 +24,9 @@ class Meters:
 
     def __init__(self, num_students: int, num_losses: int, device: torch.device) -> None:
         shapes = dict.fromkeys(self.NAMES, (num_students, num_losses)) | {"correct": (num_students, 1)}
-        self.sums = {name: torch.zeros(s, dtype=torch.float64, device=device) for name, s in shapes.items()}
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.dtype = sums_dtype(device)
+        self.sums = {name: torch.zeros(s, dtype=self.dtype, device=device) for name, s in shapes.items()}
+        self.count = torch.zeros((), dtype=self.dtype, device=device)
 
     @torch.no_grad()
     def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
@@ -33,7 +39,7 @@ class Meters:
         self.sums["correct"] += right.mean(dim=0)[:, None]
         if p is not None:
             self.sums["spread"] += w.std(dim=0, correction=0)
-            self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).double().mean(dim=0)
+            self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).to(self.dtype).mean(dim=0)
         self.count += 1
 
     def reset(self) -> None:

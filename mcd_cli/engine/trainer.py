@@ -185,7 +185,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.add_up(_gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
-        right = (step.logits.argmax(dim=-1) == y[:, None]).double()
+        right = (step.logits.argmax(dim=-1) == y[:, None]).to(self.meters.dtype)
         seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
         self.meters.add(*seen, p=p)
         if self.weighed is not None:

@@ -22,7 +22,7 @@ from mcd_cli.data.loader import Loader
 from mcd_cli.engine.events import Listener, Said
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.files import cannot_write, sha256_of, write_whole
+from mcd_cli.files import cannot_write, reserve, sha256_of, write_whole
 from mcd_cli.models.students import in_pieces
 from mcd_cli.quantities import show_size
 
@@ -63,13 +63,13 @@ class Views:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=self.shape)
-            with temporary.open("r+b") as file:  # the disk's space now, or no signal would tell that there is none
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            reserve(temporary, table.offset)
             for batch in self.loader.view(view):
                 with torch.no_grad(), self.hardware.autocast():
                     logits = in_pieces(self.teacher.network, batch.images)
                 table[batch.ids.cpu().numpy()] = logits.to(torch.float16).cpu().numpy()
             table.flush()
+            del table  # Windows renames no file that is mapped
             write_whole(_hash_of(path), sha256_of(temporary).encode())
             os.replace(temporary, path)
         except OSError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcd_cli.data.dataset import Dataset
+from mcd_cli.engine.meters import sums_dtype
 
 NUM_EXTREMES = 8  # images told at each end
 DIGITS = 5
@@ -24,8 +25,8 @@ class Weighed:
     def __init__(self, num_images: int, num_students: int, num_losses: int, device: torch.device) -> None:
         self.excess = torch.zeros(num_images, num_students, num_losses, device=device)
         self.uses = torch.zeros(num_images, device=device)
-        self.means = torch.zeros(num_students, num_losses, dtype=torch.float64, device=device)
-        self.steps = torch.zeros((), dtype=torch.float64, device=device)
+        self.means = torch.zeros(num_students, num_losses, dtype=sums_dtype(device), device=device)
+        self.steps = torch.zeros((), dtype=sums_dtype(device), device=device)
 
     @torch.no_grad()
     def add(self, ids: Tensor, w: Tensor) -> None:

@@ -21,9 +21,9 @@ from torchvision.transforms import v2
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.trainer import Trainer, costs
-from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.models import build
 from mcd_cli.models.students import in_pieces
+from mcd_cli.ops.losses import cross_entropy, instance_losses
 
 TAU, LAMBDA = 2.0, 0.5
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.95}

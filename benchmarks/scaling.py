@@ -27,9 +27,9 @@ from joint_step import STUDENTS, batches_of, spread
 from scaling_page import Reckoning, page
 from scipy.optimize import nnls
 
-from mcd_cli.cost import profile
 from mcd_cli.machine import processor
 from mcd_cli.models import build
+from mcd_cli.models.cost import profile
 from mcd_cli.models.students import freeze
 
 DEFAULTS: dict[str, Any] = {

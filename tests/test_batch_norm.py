@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mcd_cli.batch_norm import QuickForwardMode
-from mcd_cli.batch_norm_on_cpu import QuickOnCPU, _side_by_side
+from mcd_cli.ops.batch_norm import QuickForwardMode
+from mcd_cli.ops.batch_norm_cpu import QuickOnCPU, _side_by_side
 
 EPS = 1e-5
 

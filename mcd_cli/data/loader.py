@@ -14,7 +14,7 @@ from mcd_cli.data.augment import Augmentation, draws_of_epoch
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.pixels import InMemory, Pixels, Streamed
 from mcd_cli.errors import UserError
-from mcd_cli.processes import ALONE, Processes
+from mcd_cli.ops.distributed import ALONE, Processes
 from mcd_cli.seeds import generator
 
 CHUNK = 2**26  # bytes of float32 images that are augmented at once on a GPU, ahead of the steps that use them

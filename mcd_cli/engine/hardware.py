@@ -12,7 +12,7 @@ import torch
 from mcd_cli.data import memory
 from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
-from mcd_cli.processes import ALONE, Processes
+from mcd_cli.ops.distributed import ALONE, Processes
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

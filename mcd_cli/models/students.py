@@ -71,10 +71,6 @@ class Students(nn.Module):
             ]
         return at_least_float32(torch.stack(logits, dim=1))
 
-    def frozen(self, name: str) -> Normalized:
-        """That student as a finished network: eval mode, no gradient."""
-        return freeze(self.networks[name], tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist()))
-
 
 def layout_of(network: nn.Module) -> torch.memory_format:
     """Channels-last, but row-major where the first convolution has fewer than 8 channels.

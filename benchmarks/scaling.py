@@ -64,7 +64,7 @@ def measured(point: dict[str, Any], repeats: int) -> dict[str, Any]:
     for name, meta in kinds.items():
         times = [step(trainer, batch, meta) for _ in range(2 + repeats)][2:]
         found[f"{name}_ms"] = spread([1e3 * t for t in times])
-    if trainer.processes.writes:
+    if trainer.processes.is_main:
         print(json.dumps(found), flush=True)
     trainer.processes.leave()
     return found

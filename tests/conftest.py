@@ -86,15 +86,15 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teachers_passes(patch: pytest.MonkeyPatch, counts: Callable[[nn.Module], bool] = lambda network: True) -> list[int]:
     """A list that grows by the images of each call of a teacher during training, of those that count."""
     found: list[int] = []
-    plain = trainer.in_pieces
+    plain = trainer.forward_in_chunks
 
     def note(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if counts(network):
             found.append(len(x))
         return plain(network, x)
 
-    patch.setattr(trainer, "in_pieces", note)
-    patch.setattr(teacher_logits, "in_pieces", note)
+    patch.setattr(trainer, "forward_in_chunks", note)
+    patch.setattr(teacher_logits, "forward_in_chunks", note)
     return found
 
 

@@ -129,15 +129,15 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
         from mcd_cli.reporting.plots import draw
 
     processes = joined(asked.device)
-    recipe = processes.share(recipe)
-    is_finished = processes.share(folder is not None and folder.is_finished)
+    recipe = processes.broadcast(recipe)
+    is_finished = processes.broadcast(folder is not None and folder.is_finished)
     view = View(quiet=asked.quiet)
     ladder = training = None
     try:
         if not is_finished:
             memory = None if asked.max_memory is None else size(asked.max_memory)
             options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory, asked.eager)
-            training = Run(recipe, folder, options, view if processes.writes else lambda event: None)
+            training = Run(recipe, folder, options, view if processes.is_main else lambda event: None)
             if asked.resume is None:
                 training.check()
                 if asked.dry_run:

@@ -39,7 +39,7 @@ class Saver:
             state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(Warned(line)))
             with state_of_another():
                 self.folder.cut_metrics(0 if state is None else state.position["metrics"])
-        state = self.processes.share(state)
+        state = self.processes.broadcast(state)
         if state is not None:
             with state_of_another():
                 self.kept = [str(file) for file in state.position["kept"]]
@@ -48,7 +48,7 @@ class Saver:
     def result(self, file: str) -> Result:
         """A finished stage of this run, in every process."""
         tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).kept(file)
-        return Result.of(self.processes.share(tensors))
+        return Result.of(self.processes.broadcast(tensors))
 
     def log(self, record: Mapping[str, Any]) -> None:
         if self.folder is not None:
@@ -56,9 +56,9 @@ class Saver:
 
     def after_step(self, trainer: Trainer, stop: Stop) -> None:
         """Save when it is time; when a signal came to any process, save and end."""
-        if self.processes.agree(bool(stop)):
+        if self.processes.any(bool(stop)):
             self.save(trainer)
-            self.processes.agree(True)  # nobody leaves before the state stands
+            self.processes.any(True)  # nobody leaves before the state stands
             command = "" if self.folder is None else f"; go on with: {self.folder.resume_command}"
             raise Interrupted(f"interrupted{command}")
         steps, seconds = self.every.steps, self.every.seconds

@@ -36,8 +36,8 @@ from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
-from mcd_cli.ops.batch_norm import OverProcesses
-from mcd_cli.ops.batch_norm_cpu import QuickOnCPU
+from mcd_cli.ops.batch_norm import SyncBatchNorm
+from mcd_cli.ops.batch_norm_cpu import NarrowBatchNorm
 from mcd_cli.ops.distributed import check_shards
 from mcd_cli.quantities import Interval, interval, show_size, show_time
 from mcd_cli.recipe.schema import Recipe
@@ -117,10 +117,10 @@ class Run:
     def _all_agree(self, teacher: Teacher | None) -> bool:
         """Whether every process holds this teacher; raises UserError where they hold other data or other files."""
         mine = self.dataset.fingerprint, teacher and teacher.sha256
-        first = self.processes.share(mine)
-        if self.processes.agree(mine[0] != first[0]):
+        first = self.processes.broadcast(mine)
+        if self.processes.any(mine[0] != first[0]):
             raise UserError(f"the processes read different data for {self.recipe.dataset!r}; give all the same files")
-        alike = not self.processes.agree(mine[1] != first[1])
+        alike = not self.processes.any(mine[1] != first[1])
         if not alike and self.recipe.teacher.file is not None:
             raise UserError(f"the processes read different files as {self.recipe.teacher.file}; give all the same")
         return alike
@@ -286,8 +286,8 @@ class Run:
     def _batch_norm(self) -> TorchFunctionMode | None:
         """In whose place train-mode BatchNorm is computed; None: torch's own, and no Python beside each operator."""
         if self.recipe.sync_bn and self.processes.world > 1:
-            return OverProcesses(self.processes)
-        return QuickOnCPU() if self.hardware.device.type == "cpu" else None
+            return SyncBatchNorm(self.processes)
+        return NarrowBatchNorm() if self.hardware.device.type == "cpu" else None
 
     def _recorder(self) -> Recorder | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""

@@ -23,7 +23,7 @@ from mcd_cli.engine.events import Listener, Said
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.files import cannot_write, sha256_of, write_whole
-from mcd_cli.models.students import in_pieces
+from mcd_cli.models.students import forward_in_chunks
 from mcd_cli.quantities import show_size
 
 BYTES = 2  # float16
@@ -67,7 +67,7 @@ class Views:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             for batch in self.loader.view(view):
                 with torch.no_grad(), self.hardware.autocast():
-                    logits = in_pieces(self.teacher.network, batch.images)
+                    logits = forward_in_chunks(self.teacher.network, batch.images)
                 table[batch.ids.cpu().numpy()] = logits.to(torch.float16).cpu().numpy()
             table.flush()
             write_whole(_hash_of(path), sha256_of(temporary).encode())

@@ -23,7 +23,7 @@ from mcd_cli.engine.stages import StagePlan
 from mcd_cli.engine.teacher_logits import Views
 from mcd_cli.methods.base import TEACHER, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
+from mcd_cli.models.students import Students, forward_in_chunks, promote_to_float32, seeded
 from mcd_cli.ops import meta_gradient
 from mcd_cli.ops.losses import cross_entropy, instance_losses
 from mcd_cli.seeds import generator, seed_of
@@ -143,7 +143,7 @@ class Trainer:
         """
         x, y = batch.images, batch.labels
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(self._seen_by(name, x, stored)) for name in self.teachers}
+            z_teachers = {name: promote_to_float32(self._seen_by(name, x, stored)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
 
@@ -166,7 +166,7 @@ class Trainer:
 
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.processes.add_up(_gradients(self.students), means=self._statistics())
+        self.processes.all_reduce_(_gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
         right = (step.logits.argmax(dim=-1) == y[:, None]).double()
         seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
@@ -188,7 +188,7 @@ class Trainer:
         assert self.coordinator is not None
         literal = self.plan.coordinator.optimizer == "adam"
         v = meta_gradient.validation_gradient(self.students, validation.images, validation.labels, validation.size)
-        self.processes.add_up(list(v.values()))
+        self.processes.all_reduce_(list(v.values()))
         self._seed_dropout()  # the same masks as in the real step
         directional = meta_gradient.directional_losses(self.students, theta, v, batch.images, losses)
         gradient = meta_gradient.weight_gradient(directional, c if literal else 1.0, batch.size)
@@ -197,7 +197,7 @@ class Trainer:
         w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         (w * gradient).sum().backward()
-        self.processes.add_up(_gradients(self.coordinator))
+        self.processes.all_reduce_(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
 
     def end_epoch(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class Trainer:
 
     def _new_coordinator(self) -> Coordinator:
         section, students = self.plan.coordinator, self.students
-        coordinator = initialise(
+        coordinator = seeded(
             lambda: Coordinator(
                 section.arch,
                 len(students.names),
@@ -325,7 +325,7 @@ class Trainer:
 
     def _seen_by(self, name: str, x: Tensor, stored: Tensor | None) -> Tensor:
         """A teacher's logits of the images, [n, C]: computed, unless they are stored."""
-        return in_pieces(self.teachers[name], x) if stored is None or name != TEACHER else stored
+        return forward_in_chunks(self.teachers[name], x) if stored is None or name != TEACHER else stored
 
     def _stored(self, batch: Batch) -> Tensor | None:
         """The teacher's logits of the batch from the stored view of this epoch, [n, C]."""
@@ -349,7 +349,7 @@ class Trainer:
         permutation = None
         if self.coordinator.control == "shuffle":
             permutation = torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device)
-        return self.processes.own(self.coordinator.weigh(p, permutation))
+        return self.processes.shard(self.coordinator.weigh(p, permutation))
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which each process has moved by its own shard."""

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from mcd_cli.ops.distributed import Processes
 
 
-class InPlaceOfTorch(TorchFunctionMode, ABC):
-    """Within: train-mode F.batch_norm is `train_mode`; eval mode is torch's own."""
+class BatchNormOverride(TorchFunctionMode, ABC):
+    """Within: train-mode F.batch_norm is `train_mode`; eval mode is torch's count."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
@@ -54,7 +54,7 @@ class InPlaceOfTorch(TorchFunctionMode, ABC):
     ) -> Tensor: ...
 
 
-class QuickForwardMode(InPlaceOfTorch):
+class ForwardModeBatchNorm(BatchNormOverride):
     """Within: a JVP through train-mode BatchNorm takes two native passes instead of a dozen; buffers stay as they are.
 
     What torch does instead is half of a JVP's time on a CPU.
@@ -65,7 +65,7 @@ class QuickForwardMode(InPlaceOfTorch):
         return _Native.apply(x, weight, bias, eps)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-class OverProcesses(InPlaceOfTorch):
+class SyncBatchNorm(BatchNormOverride):
     """Within: train-mode BatchNorm takes its statistics from the shards of all processes (--sync-bn).
 
     N processes are then one process with the whole batch. Forward mode works, so the meta step does.
@@ -86,7 +86,7 @@ class OverProcesses(InPlaceOfTorch):
 
 
 class _Native(torch.autograd.Function):
-    """torch's own kernels: ẏ = J ẋ (the native backward pass) + γ̇ x̂ + β̇ (the native eval-mode pass)."""
+    """torch's count kernels: ẏ = J ẋ (the native backward pass) + γ̇ x̂ + β̇ (the native eval-mode pass)."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,10 +130,10 @@ class _Synced(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         dims, shape = _all_but_channels(x), _channels(x)
-        own = x.new_full((x.shape[1],), x.numel() / x.shape[1])
-        m, first = processes.total(torch.stack([own, x.sum(dims)]))
+        count = x.new_full((x.shape[1],), x.numel() / x.shape[1])
+        m, first = processes.all_reduce(torch.stack([count, x.sum(dims)]))
         mean = first / m
-        variance = processes.total((x - mean.view(shape)).square().sum(dims)) / m
+        variance = processes.all_reduce((x - mean.view(shape)).square().sum(dims)) / m
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * m / (m - 1), momentum)
@@ -162,7 +162,7 @@ def _along(ctx: Any, direction: Tensor) -> Tensor:
     normalised, inverse_std, m = ctx.saved_tensors
     dims, shape = _all_but_channels(normalised), _channels(normalised)
     sums = torch.stack([direction.sum(dims), (direction * normalised).sum(dims)])
-    mean, mean_along = ctx.processes.total(sums) / m
+    mean, mean_along = ctx.processes.all_reduce(sums) / m
     along: Tensor = (direction - mean.view(shape) - normalised * mean_along.view(shape)) * inverse_std.view(shape)
     return along
 

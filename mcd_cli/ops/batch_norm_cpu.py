@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcd_cli.ops.batch_norm import InPlaceOfTorch
+from mcd_cli.ops.batch_norm import BatchNormOverride
 
 COLUMNS = 128  # numbers that are worked on side by side
 MOST_CHANNELS = 16  # above, torch's kernels are as quick
@@ -25,7 +25,7 @@ def _side_by_side(x: Tensor) -> int:
     return pixels if (x.numel() // x.shape[1]) % pixels == 0 else 0
 
 
-class QuickOnCPU(InPlaceOfTorch):
+class NarrowBatchNorm(BatchNormOverride):
     """Within: channels-last BatchNorm over few channels on a CPU, on several rows of pixels at a time.
 
     torch's kernels walk over the channels of a pixel: a few numbers, which leave vectors half empty, and each thread

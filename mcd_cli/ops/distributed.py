@@ -54,27 +54,27 @@ class Processes:
             dist.destroy_process_group()
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks for all."""
         return self.rank == 0
 
-    def own(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """This process's shard of a global batch [n, …]."""
         return batch.tensor_split(self.world)[self.rank] if self.world > 1 else batch
 
-    def gather(self, own: Tensor, n: int) -> Tensor:
+    def gather(self, shard: Tensor, n: int) -> Tensor:
         """The global batch [n, …] of everybody's shards, the same everywhere; differentiable."""
         if self.world == 1:
-            return own
-        start = sum(len(shard) for shard in torch.arange(n).tensor_split(self.world)[: self.rank])
-        padding = [0, 0] * (own.ndim - 1) + [start, n - start - len(own)]
-        return self.total(torch.nn.functional.pad(own, padding))
+            return shard
+        start = sum(len(part) for part in torch.arange(n).tensor_split(self.world)[: self.rank])
+        padding = [0, 0] * (shard.ndim - 1) + [start, n - start - len(shard)]
+        return self.all_reduce(torch.nn.functional.pad(shard, padding))
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """The sum over processes, the same everywhere; differentiable in both directions."""
-        return _Total.apply(value) if self.world > 1 else value  # type: ignore[no-any-return, no-untyped-call]
+        return _AllReduce.apply(value) if self.world > 1 else value  # type: ignore[no-any-return, no-untyped-call]
 
-    def add_up(self, sums: Sequence[Tensor], means: Sequence[Tensor] = ()) -> None:
+    def all_reduce_(self, sums: Sequence[Tensor], means: Sequence[Tensor] = ()) -> None:
         """In place: the sum over processes of `sums`, the mean of `means`, in one message."""
         if self.world == 1:
             return
@@ -88,16 +88,16 @@ class Processes:
             for tensor in means:
                 tensor /= self.world
 
-    def agree(self, flag: bool) -> bool:
+    def any(self, flag: bool) -> bool:
         """True everywhere as soon as it is true anywhere; no device has to be waited for."""
         if self.world == 1:
             return flag
-        told = torch.tensor(int(flag))
+        votes = torch.tensor(int(flag))
         with _peers():
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What process 0 holds, everywhere."""
         if self.world == 1:
             return value
@@ -107,10 +107,10 @@ class Processes:
         return held[0]  # type: ignore[no-any-return]
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-class _Total(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     """Σ over processes. With a loss that is the sum of everybody's losses, its transpose is itself."""
 
     @staticmethod
@@ -126,11 +126,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _Total.forward(gradients[0])
+        return _AllReduce.forward(gradients[0])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _Total.forward(tangents[0])
+        return _AllReduce.forward(tangents[0])
 
 
 def check_shards(size: int, what: str, processes: Processes) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from mcd_cli.ops.batch_norm import QuickForwardMode
+from mcd_cli.ops.batch_norm import ForwardModeBatchNorm
 from mcd_cli.ops.losses import cross_entropy
 
 Parameters = Mapping[str, Tensor]
@@ -70,7 +70,7 @@ def directional_losses(
     theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with its targets held
     constant. Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
     """
-    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), QuickForwardMode():
+    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), ForwardModeBatchNorm():
         # torch's own forward-mode rules still use the compiler that newer torch deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}

@@ -15,7 +15,7 @@ from torch import nn
 
 from mcd_cli.cli.export import export
 from mcd_cli.engine import teacher_logits, trainer
-from mcd_cli.engine.events import Event, Stepped
+from mcd_cli.engine.events import Event, StepEnded
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
@@ -115,7 +115,7 @@ def signal_at(stage: str, step: int) -> Callable[[Event], None]:
     """A listener that sends this process SIGTERM after that step."""
 
     def listen(event: Event) -> None:
-        if event == Stepped(stage, step):
+        if event == StepEnded(stage, step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return listen

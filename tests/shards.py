@@ -46,7 +46,7 @@ def trainer_of(case: str, folder: Path | None) -> Trainer:
     if opened is not None:
         opened.close()
     torch.manual_seed(0)  # of the teacher, an untrained one
-    trainer = run._trainer(run.plans[-1], rehearsal=True)
+    trainer = run.trainer(run.plans[-1], rehearsal=True)
     return in_double(trainer) if case.endswith("in-double") else trainer
 
 
@@ -74,7 +74,7 @@ def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
             with torch.no_grad():
                 next(trainer.students.parameters()).fill_(float("nan"))
         walk(trainer)
-        (folder / f"{case}-{rank}.safetensors").write_bytes(serialise(trainer.tensors(), {}))
+        (folder / f"{case}-{rank}.safetensors").write_bytes(serialise(trainer.state_dict().tensors, {}))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -155,7 +155,7 @@ def _engine(asked: Asked, view: View) -> Engine:
 def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
     """The estimate, and a warning where C-NET will learn too seldom to judge it."""
     from mcd_cli.comparison.document import FEW_UPDATES
-    from mcd_cli.engine.events import Warned
+    from mcd_cli.engine.events import WarningMessage
 
     todo = comparison.to_train
     view.say(f"{len(todo)} cells to train: about {show_time(cost.total_seconds)} in all")
@@ -163,7 +163,7 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
     if few:
         told = ", ".join(f"{name} {number}" for name, number in few.items())
         view(
-            Warned(
+            WarningMessage(
                 f"C-NET updates: {told}; under {FEW_UPDATES} nothing is proved of C-NET; "
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )

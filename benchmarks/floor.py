@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.coordinator import Coordinator
@@ -66,7 +66,7 @@ def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
     """The engine's own trainer of that method, on digits in the recipe's shape; V is as large as a batch."""
     recipe = recipe_of(asked, method, **more)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        run = Run(recipe, opened, Options(device=asked.device, threads=asked.threads), lambda event: None)
+        run = Run(recipe, opened, RunOptions(device=asked.device, threads=asked.threads), lambda event: None)
         trainer = run.trainer(run.plans[-1], rehearsal=True)
     dataset = trainer.loader.dataset
     trainer.loader.dataset = replace(dataset, val=dataset.train[: asked.batch_size])

@@ -26,7 +26,7 @@ from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Batch, Loader
 from mcd_cli.engine.cuda_graphs import GraphedCallable
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 
@@ -35,7 +35,7 @@ def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
     """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
     recipe = recipe_of(asked, asked.method, deterministic=not asked.fast)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        how = Options(device=asked.device, threads=asked.threads, eager=eager)
+        how = RunOptions(device=asked.device, threads=asked.threads, eager=eager)
         run = Run(recipe, opened, how, lambda event: print(event, file=sys.stderr))
         if asked.images:
             run.dataset = random_images(run.dataset, asked.images)

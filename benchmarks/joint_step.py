@@ -31,7 +31,7 @@ from peers import TAU, PlainWay
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.hardware import prepare
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ops import meta_gradient
@@ -59,7 +59,7 @@ def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
         }
     )
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        run = Run(recipe, opened, Options(device="cpu", threads=threads), lambda event: None)
+        run = Run(recipe, opened, RunOptions(device="cpu", threads=threads), lambda event: None)
         return run.trainer(run.plans[-1], rehearsal=True)
 
 

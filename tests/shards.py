@@ -12,7 +12,7 @@ import torch.distributed as dist
 from conftest import TINY
 
 from mcd_cli.engine.checkpoint import serialise
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import McdError
 from mcd_cli.ladder.folder import RunFolder
@@ -42,7 +42,7 @@ def trainer_of(case: str, folder: Path | None) -> Trainer:
         }
     )
     opened = None if folder is None else RunFolder.create(str(folder / case), recipe)
-    run = Run(recipe, opened, Options(device="cpu", threads=1), lambda event: None)
+    run = Run(recipe, opened, RunOptions(device="cpu", threads=1), lambda event: None)
     if opened is not None:
         opened.close()
     torch.manual_seed(0)  # of the teacher, an untrained one

@@ -27,7 +27,7 @@ from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.engine.cuda_graphs import NUM_FIRST, GraphCapture, GraphedCallable, Work
 from mcd_cli.engine.evaluation import each_logits
 from mcd_cli.engine.events import Event, StepEnded, WarningMessage
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
@@ -371,7 +371,7 @@ def test_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:  # pragm
                 torch.cuda.set_sync_debug_mode("error" if 20 < event.step < 30 else "default")
 
         with RunFolder.create(str(tmp_path / name), recipe) as folder:
-            Run(recipe, folder, Options(device="cuda", eager=eager), listen).train()
+            Run(recipe, folder, RunOptions(device="cuda", eager=eager), listen).train()
         return told
 
     trained("eager", eager=True)
@@ -386,7 +386,7 @@ def test_resuming_on_a_gpu(tmp_path: Path) -> None:  # pragma: no cover
     def go(out: Path, listen: Callable[[Event], None] = lambda event: None) -> None:
         opened = RunFolder(out) if out.exists() else RunFolder.create(str(out), recipe)
         with opened as folder:
-            Run(recipe, folder, Options(device="cuda"), listen).train()
+            Run(recipe, folder, RunOptions(device="cuda"), listen).train()
 
     go(tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -20,7 +20,7 @@ from mcd_cli.data import pixels
 from mcd_cli.engine import evaluation, trainer
 from mcd_cli.engine.checkpointer import Checkpointer
 from mcd_cli.engine.events import Event, InfoMessage, StepEnded, WarningMessage
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import McdError, RunFailed, UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
@@ -201,7 +201,7 @@ def test_a_teacher_of_other_hardware_is_found_again(tmp_path: Path, monkeypatch:
 def streamed(out: Path, emit: Callable[[Event], None] = lambda event: None) -> None:
     recipe = tiny_recipe()
     with RunFolder.create(str(out), recipe) as folder:
-        Run(recipe, folder, Options(device="cpu", threads=1, max_memory=1000), emit).train()
+        Run(recipe, folder, RunOptions(device="cpu", threads=1, max_memory=1000), emit).train()
 
 
 def test_streaming_is_the_same_training(uninterrupted: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Trained:
     borrowed: tuple[str, ...]  # students whose result this cell took over from kd's
 
 
-class Clock:
+class EpochTimer:
     """Passes events on and writes down how long each epoch took, in the run's folder: an interruption loses nothing."""
 
     def __init__(self, emit: Listener, path: Path) -> None:
@@ -100,12 +100,12 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
             result = _distilled(folder / CELLS / source.name / CHECKPOINT)
             given[stage] = Result({student: result.best[student]}, {student: result.last[student]})
             write_whole(path / BORROWED, json.dumps({student: source.name}).encode())
-        clock = Clock(run.emit, path / SECONDS)
-        run.emit = clock
+        timer = EpochTimer(run.emit, path / SECONDS)
+        run.emit = timer
         try:
             run.train(given)
         except BaseException:
-            clock.stop()
+            timer.stop()
             raise
 
 

@@ -44,7 +44,7 @@ from mcd_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What may differ between two runs of one recipe."""
 
     device: str = "auto"
@@ -58,7 +58,7 @@ class Options:
 class Run:
     """A recipe at work: the data, the plan of stages, and what is finished of it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: Options, emit: Listener) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: RunOptions, emit: Listener) -> None:
         """folder: None in a process that does not write. Reads the last state in it, where there is one."""
         self.recipe = recipe
         self.folder = folder

@@ -84,11 +84,10 @@ def resolve_plan(options: CompareOptions) -> Plan:
 
     overlay: dict[str, Any] = {}
     for name in options.overlays:
-        (found,) = _one(name)
-        overlay |= dict(found.changes)
+        overlay |= dict(_overlay_named(name).changes)
     base = resolve(options.run, overlay)
     names = ",".join(name for name in PAPERS_METHODS if name in METHODS) if options.methods is None else options.methods
-    contenders = [one for name in names.split(",") for one in find_contenders(name.strip())]
+    contenders = [contender for name in names.split(",") for contender in find_contenders(name.strip())]
     for contender in contenders:
         contender.recipe(base, base.seed)  # whatever is wrong with it is told now
     return Plan(base, tuple(contenders), parse_seeds(options.seeds or SEEDS))
@@ -96,21 +95,22 @@ def resolve_plan(options: CompareOptions) -> Plan:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` or `0-4`; raises UserError for anything else."""
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first > 999:
             raise UserError(f"--seeds takes numbers such as 0,1,2 or 0-4; got {text!r}")
-        found += range(first, last + 1)
-    return tuple(found)
+        seeds += range(first, last + 1)
+    return tuple(seeds)
 
 
-def _one(name: str) -> list[Contender]:
-    found = find_contenders(name)
-    if len(found) != 1:
-        raise UserError(f"--overlay takes one recipe; {name} holds {', '.join(one.name for one in found)}")
-    return found
+def _overlay_named(name: str) -> Contender:
+    contenders = find_contenders(name)
+    if len(contenders) != 1:
+        names = ", ".join(contender.name for contender in contenders)
+        raise UserError(f"--overlay takes one recipe; {name} holds {names}")
+    return contenders[0]
 
 
 def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
@@ -161,12 +161,12 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
 
     todo = comparison.to_train
     view.say(f"{len(todo)} cells to train: about {show_time(cost.total_seconds)} in all")
-    few = {name: number for name, number in cost.updates.items() if 0 < number < FEW_UPDATES}
-    if few:
-        told = ", ".join(f"{name} {number}" for name, number in few.items())
+    too_few = {name: number for name, number in cost.updates.items() if 0 < number < FEW_UPDATES}
+    if too_few:
+        counts = ", ".join(f"{name} {number}" for name, number in too_few.items())
         view(
             WarningMessage(
-                f"C-NET updates: {told}; under {FEW_UPDATES} nothing is proved of C-NET; "
+                f"C-NET updates: {counts}; under {FEW_UPDATES} nothing is proved of C-NET; "
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )
         )
@@ -183,12 +183,12 @@ def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
                 "seeds": list(plan.seeds),
                 "contenders": [
                     {
-                        "name": one.name,
-                        "changes": dict(one.changes),
-                        "estimate_seconds": cost.seconds.get(one.name),
-                        "updates": cost.updates.get(one.name),
+                        "name": contender.name,
+                        "changes": dict(contender.changes),
+                        "estimate_seconds": cost.seconds.get(contender.name),
+                        "updates": cost.updates.get(contender.name),
                     }
-                    for one in plan.contenders
+                    for contender in plan.contenders
                 ],
                 "estimate_seconds": cost.total_seconds,
             }
@@ -197,9 +197,9 @@ def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
     console = results()
     console.print(plan.base.to_toml())
     drawn = table(console, "method", "time a seed", "C-NET updates")
-    for one in plan.contenders:
-        seconds, updates = cost.seconds.get(one.name), cost.updates.get(one.name)
-        drawn.add_row(one.name, "-" if seconds is None else show_time(seconds), str(updates) if updates else "-")
+    for contender in plan.contenders:
+        seconds, updates = cost.seconds.get(contender.name), cost.updates.get(contender.name)
+        drawn.add_row(contender.name, "-" if seconds is None else show_time(seconds), str(updates) if updates else "-")
     console.print(drawn)
 
 

@@ -94,8 +94,8 @@ def distill(options: DistillOptions) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """torch has an exception of its own on a GPU, and a plain RuntimeError on a CPU."""
-    told = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in phrases)
 
 
 def resolve(options: DistillOptions, overlay: Mapping[str, Any] | None = None) -> Recipe:

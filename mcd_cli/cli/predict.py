@@ -37,7 +37,7 @@ def predict(
     budget = Budget.parse(percentile=percentile, **limits)
     ladder = load_ladder(find_run(run))
     variant = ladder.variant(student) if student else ladder.explain(budget, threads=threads).demand()
-    paths = list(dict.fromkeys(path for image in images for path in found(image)))
+    paths = list(dict.fromkeys(path for image in images for path in image_files(image)))
     guesses = _session(ladder, variant, threads).predict(paths, top)
     talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on V")
     if json_output:
@@ -56,7 +56,7 @@ def predict(
     console.print(drawn)
 
 
-def found(image: str) -> Iterator[str]:
+def image_files(image: str) -> Iterator[str]:
     """The image files that a file's name, a folder's or a pattern stands for. Raises UserError for none."""
     from mcd_cli.data.listing import Walk
 
@@ -73,7 +73,7 @@ def found(image: str) -> Iterator[str]:
         if not matches:
             raise UserError(f"no file matches {image!r}")
         for match in matches:
-            yield from found(match) if Path(match).is_dir() else [match]
+            yield from image_files(match) if Path(match).is_dir() else [match]
 
 
 def _session(ladder: Ladder, variant: Variant, threads: int) -> Session:

@@ -32,12 +32,12 @@ TABLE_3 = {
 def blocks() -> list[dict[str, Any]]:
     """Every block as {table, dataset, teacher, teacher_accuracy or None, methods, students: {arch: {method: %}}}."""
     content = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    found = []
+    blocks = []
     for block in content["block"]:
         methods = block.get("methods", content["methods"])
         students = {arch: dict(zip(methods, figures, strict=True)) for arch, figures in block["students"].items()}
-        found.append({"teacher_accuracy": None, **block, "methods": methods, "students": students})
-    return found
+        blocks.append({"teacher_accuracy": None, **block, "methods": methods, "students": students})
+    return blocks
 
 
 def papers_figures(recipe: Recipe) -> dict[str, Any] | None:

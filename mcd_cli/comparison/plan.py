@@ -61,12 +61,12 @@ class Plan:
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; within a seed kd first, because chains take its largest student over."""
-        found = []
+        cells = []
         for seed in self.seeds:
             for contender in sorted(self.contenders, key=lambda c: c.changes != {"method": "kd"}):
                 recipe = contender.recipe(self.base, seed)
-                found.append(Cell(contender.name, seed, recipe, identity(recipe)))
-        return found
+                cells.append(Cell(contender.name, seed, recipe, identity(recipe)))
+        return cells
 
     def save(self, folder: Path) -> None:
         write_whole(folder / PLAN, tomli_w.dumps(self._document()).encode())
@@ -80,7 +80,7 @@ class Plan:
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
             contenders = tuple(
-                Contender(one["name"], one["changes"], one.get("group")) for one in content["contenders"]
+                Contender(entry["name"], entry["changes"], entry.get("group")) for entry in content["contenders"]
             )
             return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -97,8 +97,12 @@ class Plan:
 
     def _document(self) -> dict[str, Any]:
         contenders = [
-            {"name": one.name, "changes": dict(one.changes), **({"group": one.group} if one.group else {})}
-            for one in self.contenders
+            {
+                "name": contender.name,
+                "changes": dict(contender.changes),
+                **({"group": contender.group} if contender.group else {}),
+            }
+            for contender in self.contenders
         ]
         return {
             "seeds": list(self.seeds),

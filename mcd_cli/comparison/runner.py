@@ -109,12 +109,12 @@ class Comparison:
         read = {name: read_cell(self.folder, cell, self.shared.recipe(cell.recipe)) for name, cell in mine.items()}
         refuse_mixture(list(read.values()))
         trained = {place: read[cell.name] for place, cell in self.owner.items()}
-        found = describe(self.plan, trained) | {"paper": paper}
+        document = describe(self.plan, trained) | {"paper": paper}
         others = [_read(path) for path in beside]
-        write_whole(self.folder / DOCUMENT, json.dumps(found, indent=2, allow_nan=False).encode())
-        pictures = draw([found, *others], self.folder)
-        write_whole(self.folder / MARKDOWN, markdown(found, pictures).encode())
-        return found
+        write_whole(self.folder / DOCUMENT, json.dumps(document, indent=2, allow_nan=False).encode())
+        pictures = draw([document, *others], self.folder)
+        write_whole(self.folder / MARKDOWN, markdown(document, pictures).encode())
+        return document
 
 
 def planned_updates(run: Run) -> int:

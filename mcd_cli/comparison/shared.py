@@ -88,8 +88,8 @@ class Shared:
                 self.store.save_stage(self._name(recipe, name, arch), alone.tensors())
 
     def _file(self, recipe: Recipe, student: str, arch: str) -> str | None:
-        found = sorted(self.folder.glob(f"{self._name(recipe, student, arch)}-*.safetensors"))
-        return found[0].name if found else None
+        files = sorted(self.folder.glob(f"{self._name(recipe, student, arch)}-*.safetensors"))
+        return files[0].name if files else None
 
     def _name(self, recipe: Recipe, student: str, arch: str) -> str:
         return f"{WARM_START}-{student}-seed{recipe.seed}-{_key(recipe, {student: arch})}"
@@ -108,5 +108,5 @@ def _key(recipe: Recipe, students: dict[str, str]) -> str:
     content = warm_start_recipe(recipe, {"student": "resnet10-xs"}).model_dump(
         exclude={"teacher": True, "data_root": True, "checkpoint": True, "students": True}
     )
-    told = json.dumps([content, sorted(students.items())], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    key = json.dumps([content, sorted(students.items())], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -49,9 +49,9 @@ class Question:
 
     def pairs(self) -> list[Pair]:
         """The family of control contrasts, each once."""
-        found = [part.pair for part in self.parts if part.pair]
-        found += [(self.subject, other) for claim in self.claims for other in claim.against]
-        return list(dict.fromkeys([*found, *self.beside]))
+        pairs = [part.pair for part in self.parts if part.pair]
+        pairs += [(self.subject, other) for claim in self.claims for other in claim.against]
+        return list(dict.fromkeys([*pairs, *self.beside]))
 
 
 def subjects_of(names: Iterable[str]) -> list[str]:
@@ -71,8 +71,8 @@ def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
         return None
 
     def nearest(prefix: str, to: float) -> str | None:
-        found = [name for name in totals if name.startswith(prefix)]
-        return min(found, key=lambda name: abs(totals[name] - to)) if found else None
+        matches = [name for name in totals if name.startswith(prefix)]
+        return min(matches, key=lambda name: abs(totals[name] - to)) if matches else None
 
     constant = nearest("constant-", totals[subject])
     heavier = nearest("kd-total-", totals[subject] if constant is None else totals[constant])
@@ -82,7 +82,7 @@ def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
     def part(name: str, a: str | None, b: str | None, needed: Sequence[str]) -> Part:
         if a is not None and b is not None:
             return Part(name, (a, b))
-        missing = [need for need, one in zip(needed, (a, b), strict=True) if one is None]
+        missing = [need for need, name_or_none in zip(needed, (a, b), strict=True) if name_or_none is None]
         return Part(name, None, " and ".join(missing))
 
     parts = (
@@ -117,9 +117,9 @@ def sentences(
     question: Question, gain: Contrast, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]
 ) -> list[str]:
     """The verdict in words: the parts of the gain in one line, then a line per claim."""
-    told = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
+    parts = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
     weight = f"total weight {totals[question.subject]:.2f} against {totals[BASELINE]:.2f}"
-    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(told)}."]
+    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(parts)}."]
     return lines + [_claim(claim, question.subject, answers) for claim in question.claims]
 
 

@@ -76,12 +76,12 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             except (OSError, HTTPException) as error:
                 reason = _line(getattr(error, "reason", error))
                 continue
-            found = _md5(part)
-            if found == download.md5:
+            md5 = _md5(part)
+            if md5 == download.md5:
                 part.rename(target)
                 return target
             part.unlink()
-            reason = f"its md5 is {found}, not {download.md5}"
+            reason = f"its md5 is {md5}, not {download.md5}"
             if not resumed:  # what was there before may have been wrong; what came whole just now is
                 break
     raise RunFailed(

@@ -79,8 +79,8 @@ class Checkpoints:
     def _states(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
             return []
-        found = [(m, p) for p in self.folder.iterdir() if p.is_file() and (m := STATE.fullmatch(p.name))]
-        return sorted((int(m[1]), p) for m, p in found)
+        matches = [(m, p) for p in self.folder.iterdir() if p.is_file() and (m := STATE.fullmatch(p.name))]
+        return sorted((int(m[1]), p) for m, p in matches)
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -129,12 +129,12 @@ def put(target: Tensor, value: Tensor) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Momentum and moments by parameter position, `<i>.<key>`."""
-    found = {}
+    tensors = {}
     for i, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                found[f"{i}.{key}"] = value
-    return found
+                tensors[f"{i}.{key}"] = value
+    return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -80,8 +80,8 @@ class GraphCapture:
 
     def asked_so_far(self) -> list[Tensor]:
         """Of the host, and of the generators that dropout and stochastic depth draw from; no device is waited for."""
-        found = [torch.tensor(self.num_asked), torch.get_rng_state()]
-        return [*found, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else found
+        states = [torch.tensor(self.num_asked), torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
 
 
 class GraphedCallable:

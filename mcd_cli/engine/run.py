@@ -117,8 +117,8 @@ class Run:
                 sha256 = self.state.position["identity"]["teacher"]
             if sha256 is None:
                 return None
-        found = teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
-        return found if self._all_agree(found) else None
+        teacher = teachers.find_teacher(self.recipe, self.dataset, self.hardware, sha256)
+        return teacher if self._all_agree(teacher) else None
 
     def _all_agree(self, teacher: Teacher | None) -> bool:
         """Whether every process holds this teacher; raises UserError where they hold other data or other files."""

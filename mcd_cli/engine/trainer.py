@@ -89,9 +89,9 @@ class Trainer:
     def num_steps(self) -> int:
         return self.plan.epochs * self.loader.num_steps
 
-    def prepare(self, few: Tensor | None = None) -> None:
+    def prepare(self, subset: Tensor | None = None) -> None:
         """The method's pass before the first step; `few`: over these images alone, to see what it costs."""
-        train = self.loader.dataset.train if few is None else few
+        train = self.loader.dataset.train if subset is None else subset
         data = PreparationData(
             ids=train,
             labels=self.loader.dataset.labels[train],

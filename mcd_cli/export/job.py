@@ -116,7 +116,7 @@ def _keep(
     path = job.path(student, format)
     entry = ExportEntry(sha256=sha256_of(path), bytes=path.stat().st_size, val=val, num_val=num_val, gate=gate)
 
-    def told(old: StudentEntry) -> StudentEntry:
+    def with_export(old: StudentEntry) -> StudentEntry:
         if old.name != student.name:
             return old
         exports = old.exports | {format: f"{EXPORTS}/{path.name}"}
@@ -124,7 +124,7 @@ def _keep(
         return replace(old, exports=exports, exported=old.exported | {format: entry}, latency=latency)
 
     if job.in_run:
-        update(job.folder, told)
+        update(job.folder, with_export)
     return {"student": student.name, "format": format, "path": str(path)} | asdict(entry)
 
 
@@ -132,7 +132,7 @@ def _forget(job: ExportJob, student: StudentEntry, format: str) -> None:
     """An older file of that name did not pass today's gate: it goes."""
     job.path(student, format).unlink(missing_ok=True)
 
-    def told(old: StudentEntry) -> StudentEntry:
+    def without_export(old: StudentEntry) -> StudentEntry:
         if old.name != student.name:
             return old
         exports = {key: path for key, path in old.exports.items() if key != format}
@@ -140,7 +140,7 @@ def _forget(job: ExportJob, student: StudentEntry, format: str) -> None:
         return replace(old, exports=exports, exported=exported)
 
     if job.in_run and format in student.exports:
-        update(job.folder, told)
+        update(job.folder, without_export)
 
 
 def _batches(job: ExportJob, ids: Any, size: int) -> Iterator[tuple[Any, Any]]:

@@ -60,11 +60,11 @@ def of_student(student: StudentEntry, ladder: Ladder, how: Conditions) -> list[T
 
 
 def _timings(files: dict[str, Path | bytes], how: Conditions) -> list[Timing]:
-    found: list[Timing] = []
+    timings: list[Timing] = []
     for batch in how.batches:
         times = measure(files, batch=batch, threads=how.threads, warmup=how.warmup, runs=how.runs)
-        found += times.values()
-    return found
+        timings += times.values()
+    return timings
 
 
 def keep(ladder: Ladder, timings: dict[str, list[Timing]], how: Conditions, say: Callable[[str], None]) -> None:
@@ -74,12 +74,12 @@ def keep(ladder: Ladder, timings: dict[str, list[Timing]], how: Conditions, say:
         say(f"{ladder.folder} is read-only: the latencies are not kept in it")
         return
 
-    def told(old: StudentEntry) -> StudentEntry:
+    def with_latency(old: StudentEntry) -> StudentEntry:
         if old.name not in timings:
             return old
         return replace(old, latency=remembered(old, timings[old.name], how.here))
 
-    update(ladder.folder, told)
+    update(ladder.folder, with_latency)
 
 
 def document(timings: Sequence[Timing], how: Conditions) -> dict[str, Any]:

@@ -103,13 +103,13 @@ def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor)
         parts.append(_run(session, images[start : start + size]))
         start += size
     parts += [_run(session, part) for part in images[start:].split(64)]
-    found = np.concatenate(parts)
-    difference = float(np.abs(found - expected).max())
+    actual = np.concatenate(parts)
+    difference = float(np.abs(actual - expected).max())
     ordered = np.sort(expected, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > 2 * difference
-    changed = (found.argmax(axis=1) != expected.argmax(axis=1)) & clear
+    changed = (actual.argmax(axis=1) != expected.argmax(axis=1)) & clear
     right = labels.numpy()
-    accuracy = tuple(float((logits.argmax(axis=1) == right).mean()) for logits in (expected, found))
+    accuracy = tuple(float((logits.argmax(axis=1) == right).mean()) for logits in (expected, actual))
     return Gate(difference, float(np.abs(expected).max()), int(changed.sum()), (accuracy[0], accuracy[1]), len(images))
 
 

@@ -195,8 +195,8 @@ def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
     """Pareto-optimal in MACs, bytes, latency (where every variant has one) and accuracy on V."""
     timed = all(other.latency_ms is not None for other in variants)
 
-    def of(one: Variant) -> tuple[float, ...]:
-        return one.student.macs, one.bytes, (one.latency_ms or 0.0) * timed, -one.val
+    def of(variant: Variant) -> tuple[float, ...]:
+        return variant.student.macs, variant.bytes, (variant.latency_ms or 0.0) * timed, -variant.val
 
     mine, others = of(variant), [of(other) for other in variants]
     return not any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in others)

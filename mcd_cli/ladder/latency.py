@@ -21,8 +21,8 @@ def hardware_key(threads: int) -> str:
 
 def recorded(student: StudentEntry, format: str, batch: int, on: str) -> Timing | None:
     """What the ladder knows of that file on that hardware."""
-    found = [t for t in student.latency.get(on, ()) if (t.format, t.batch) == (format, batch)]
-    return found[-1] if found else None
+    matches = [t for t in student.latency.get(on, ()) if (t.format, t.batch) == (format, batch)]
+    return matches[-1] if matches else None
 
 
 def remembered(student: StudentEntry, timings: Sequence[Timing], on: str) -> dict[str, tuple[Timing, ...]]:

@@ -53,8 +53,8 @@ class _SideBySide(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        found = torch.batch_norm_update_stats(_rows(x), None, None, 0.0)
-        means, variances = (t.view(_side_by_side(x), -1) for t in found)
+        statistics = torch.batch_norm_update_stats(_rows(x), None, None, 0.0)
+        means, variances = (t.view(_side_by_side(x), -1) for t in statistics)
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)
         return _affine(x, mean, variance, weight, bias, eps), mean, variance

@@ -79,7 +79,7 @@ def directional_losses(
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         each = losses(z).sum(dim=(0, 1))
-        slopes = [torch.autograd.grad(one, z, retain_graph=True)[0] for one in each]
+        slopes = [torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in each]
     return torch.stack([(slope * z_dot).sum(dim=-1) for slope in slopes], dim=-1)
 
 
@@ -89,6 +89,6 @@ def weight_gradient(directional: Tensor, c: Sequence[float | Tensor] | float, n:
     directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
     this is one shard of it. Returns [n, k, c].
     """
-    one = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
-    size = torch.stack([one * c_j for c_j in ([c] if isinstance(c, float) else c)])
+    ones = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
+    size = torch.stack([ones * c_j for c_j in ([c] if isinstance(c, float) else c)])
     return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

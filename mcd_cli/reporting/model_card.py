@@ -57,11 +57,11 @@ def exports(ladder: Ladder) -> Section:
     )
     if not rows:
         return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
-    told = (
+    note = (
         "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
         "largest and every prediction is the same; an int8 file only if its accuracy on V falls no more than allowed."
     )
-    return Section("Exports", (Grid(head, rows), told))
+    return Section("Exports", (Grid(head, rows), note))
 
 
 def _gate(entry: ExportEntry) -> str:
@@ -115,10 +115,10 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
         rows = []
         for name, s in [item for record in last_of_stage(own) for item in record["students"].items()]:
             rows.append((name, *(f"{s['weights'][x]:.2f}" if x in s["weights"] else "–" for x in SYMBOLS)))
-        told = f"{ladder.method} has no coordinator: every image has the same weights."
-        return Section(title, (told, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (told,))
+        intro = f"{ladder.method} has no coordinator: every image has the same weights."
+        return Section(title, (intro, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (intro,))
     updates = max(record.get("coordinator_updates", 0) for record in learned)
-    told = (
+    intro = (
         f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
         "Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
         "and the share of outputs within 2 % of 0 or 1, both in the last epoch."
@@ -137,7 +137,7 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
     verdict = warnings or (
         "At the end the weights of every student still differ between images, or lie off their ends.",
     )
-    return Section(title, (told, Grid(head, tuple(rows)), verdict))
+    return Section(title, (intro, Grid(head, tuple(rows)), verdict))
 
 
 def card(ladder: Ladder) -> list[Section]:

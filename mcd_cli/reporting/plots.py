@@ -74,8 +74,8 @@ def ladder_figure(ladder: Ladder) -> Figure:
         label = f"teacher {ladder.teacher.arch}, {accuracy:.1f} %"
         axes.axhline(accuracy, color=RED, linestyle="--", linewidth=1, label=label, zorder=1)
     axes.set_xscale("log")
-    few = max(macs) < 8 * min(macs)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if few else (1, 2, 5)))
+    is_narrow = max(macs) < 8 * min(macs)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if is_narrow else (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, position: show_count(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("MACs per image (multiply-adds, log axis)")
@@ -158,8 +158,8 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
     for i, student in enumerate(ladder.students):
         colour = tones(0.8 * i / max(1, len(ladder.students) - 1))
         own = [(_epoch(r, warm), r["students"][student.name]) for r in records if student.name in r["students"]]
-        few = "o" if len(own) < 12 else ""
-        line: dict[str, Any] = {"color": colour, "marker": few, "markersize": 3, "linewidth": 1.3}
+        marker = "o" if len(own) < 12 else ""
+        line: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.3}
         axes[0].plot([x for x, _ in own], [100 * e["val_accuracy"] for _, e in own], label=student.name, **line)
         for panel, symbol in zip(axes[1:], learned, strict=True):
             points = [(x, e["weights"][symbol], e["spread"][symbol]) for x, e in own if symbol in e.get("spread", {})]

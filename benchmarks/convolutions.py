@@ -32,9 +32,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mcd_cli.convolution import UNSTRIDED
 from mcd_cli.machine import processor
-from mcd_cli.overrides import Overrides
+from mcd_cli.ops.convolution import UNSTRIDED
+from mcd_cli.ops.overrides import Overrides
 
 BATCH_OF_SHAPES = 100
 MOST_MACS = 1e8  # of one forward pass; larger shapes are left out

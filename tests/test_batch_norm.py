@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mcd_cli.batch_norm import FORWARD_MODE
-from mcd_cli.batch_norm_on_cpu import NARROW, _side_by_side
-from mcd_cli.overrides import Overrides
+from mcd_cli.ops.batch_norm import FORWARD_MODE
+from mcd_cli.ops.batch_norm_cpu import NARROW, _side_by_side
+from mcd_cli.ops.overrides import Overrides
 
 EPS = 1e-5
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcd_cli.convolution import UNSTRIDED
 from mcd_cli.models import ARCHITECTURES, build
-from mcd_cli.overrides import Overrides
+from mcd_cli.ops.convolution import UNSTRIDED
+from mcd_cli.ops.overrides import Overrides
 
 # torch's own forward-mode rules use the compiler that newer torch deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is")

@@ -26,14 +26,15 @@ from test_layers import MODULES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mcd_cli import files, processes
+from mcd_cli import files
 from mcd_cli.data import memory
 from mcd_cli.data.cache import lock
 from mcd_cli.data.pixels import Streamed
 from mcd_cli.engine import hardware, meters
-from mcd_cli.engine.interrupt import stop_on_signal
+from mcd_cli.engine.signals import stop_on_signal
 from mcd_cli.errors import RunFailed, UserError
-from mcd_cli.run_folder import LOCK, METRICS, RunFolder
+from mcd_cli.ladder.folder import LOCK, METRICS, RunFolder
+from mcd_cli.ops import distributed
 
 ROOT = Path(__file__).parent.parent
 POSIX_ALONE = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
@@ -57,8 +58,8 @@ HIDDEN = """
 """
 OWNER = """
     import sys
-    from mcd_cli.recipe import load_recipe
-    from mcd_cli.run_folder import RunFolder
+    from mcd_cli.recipe.loading import load_recipe
+    from mcd_cli.ladder.folder import RunFolder
     folder = RunFolder.create("run", load_recipe(None, {}))
     print("in", flush=True)
     sys.stdin.read()
@@ -365,7 +366,7 @@ def test_mps_is_taken_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mps_serves_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="run without torchrun"):
-        processes.Processes.join("mps")
+        distributed.Processes.join("mps")
 
 
 class Without64(TorchDispatchMode):
@@ -380,11 +381,11 @@ class Without64(TorchDispatchMode):
 @pytest.mark.parametrize("exact", [torch.float32, torch.float64])
 def test_a_step_needs_no_float64_on_mps(exact: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert meters.sums_dtype(torch.device("mps")) == torch.float32
-    for module in ("meters", "weighed"):
+    for module in ("meters", "instance_weights"):
         monkeypatch.setattr(f"mcd_cli.engine.{module}.sums_dtype", lambda device: exact)
     with RunFolder.create(str(tmp_path / "run"), tiny_recipe()) as folder:
         run = make_run(tiny_recipe(), folder)
-        trainer = run._trainer(run.plans[-1], rehearsal=True)
+        trainer = run.trainer(run.plans[-1], rehearsal=True)
     batch = next(iter(trainer.loader.epoch(0)))
     if exact == torch.float64:  # else this test could not fail
         with pytest.raises(AssertionError), Without64():

@@ -15,9 +15,9 @@ from test_cli import image_folder
 from test_convolution import StridedKernels
 
 from mcd_cli.engine.hardware import _native_bf16
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models import ARCHITECTURES
-from mcd_cli.recipe import load_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.recipe.loading import load_recipe
 
 TORCHVISION = {"teacher.arch": "resnet8x4", "students": ["small=torchvision:mobilenet_v3_small", "resnet10-xxs"]}
 
@@ -49,7 +49,7 @@ def test_every_student_takes_a_step(tmp_path: Path, recipe: str, size: int, meth
         with RunFolder.create(str(tmp_path / method), resolved) as folder:
             run = make_run(resolved, folder)
             for plan in run.plans[2:]:  # after the teacher and the warm start
-                trainer = run._trainer(plan, rehearsal=True)
+                trainer = run.trainer(plan, rehearsal=True)
                 before = {key: p.detach().clone() for key, p in trainer.students.named_parameters()}
                 trainer.prepare()
                 trainer.step(next(iter(trainer.loader.epoch(0))))
@@ -82,13 +82,13 @@ def test_every_architecture_takes_a_meta_step_and_a_step(tmp_path: Path, precisi
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run = make_run(recipe, folder)
         (plan,) = run.plans[2:]
-        trainer = run._trainer(plan, rehearsal=True)
+        trainer = run.trainer(plan, rehearsal=True)
         before = {key: p.detach().clone() for key, p in trainer.students.named_parameters()}
         for _, batch in zip(range(2), trainer.loader.epoch(0), strict=False):
             with StridedKernels() as seen:
                 trainer.step(batch)
             assert not seen.shapes
-        assert (trainer.number, trainer.updates) == (2, 1)
-        trainer.finite.refuse(trainer.number)
+        assert (trainer.step_index, trainer.updates) == (2, 1)
+        trainer.non_finite.refuse(trainer.step_index)
         moved = {key.split(".")[1] for key, p in trainer.students.named_parameters() if not torch.equal(p, before[key])}
         assert moved == set(ARCHITECTURES)

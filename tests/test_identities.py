@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.engine.run import Run
 from mcd_cli.errors import Interrupted, UserError
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
 from mcd_cli.models import build
-from mcd_cli.run_folder import RunFolder
 
 LARGE, MIDDLE, SMALL = "resnet10-xs", "resnet10-xxs", "resnet10-xxxs"
 LADDER = [SMALL, LARGE, MIDDLE]  # a recipe's order is nobody's business
@@ -197,7 +197,7 @@ def test_training_on_v(tmp_path: Path) -> None:
         data = run.dataset
         seen = torch.cat([batch.ids for epoch in range(12) for batch in run.live.loader.epoch(epoch)]).unique()
         assert set(seen.tolist()) == {*data.train.tolist(), *data.val.tolist()}
-        warm = run._trainer(run.plans[-2])
+        warm = run.trainer(run.plans[-2])
         assert {i for b in warm.loader.epoch(0) for i in b.ids.tolist()} <= set(data.train.tolist())
     best = load_file(tmp_path / "run" / "predictions.safetensors")
     for student in recipe.students:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mcd_cli import load_ladder
-from mcd_cli.commands.predict import found, predict
+from mcd_cli.cli.predict import image_files, predict
 from mcd_cli.data import load_dataset
 from mcd_cli.errors import NothingFits, UserError
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
     with pytest.raises(NothingFits):
         predict(["a.png"], deployed, limits={"max_macs": 1})
     assert capsys.readouterr().out == ""
-    assert list(found("more/f.png")) == ["more/f.png"]
+    assert list(image_files("more/f.png")) == ["more/f.png"]
 
 
 def test_files_that_were_changed(deployed: Path, tmp_path: Path) -> None:

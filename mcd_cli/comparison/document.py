@@ -15,8 +15,9 @@ import mcd_cli
 from mcd_cli.comparison.cells import Trained
 from mcd_cli.comparison.plan import Plan, differing
 from mcd_cli.comparison.statistics import LEVEL, RESAMPLES, Contrast, contrasts
-from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, ask, claimed, sentences, subjects_of
-from mcd_cli.recipe import Recipe, lay_over
+from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, claimed, question_for, sentences, subjects_of
+from mcd_cli.recipe.loading import lay_over
+from mcd_cli.recipe.schema import Recipe
 
 SCHEMA = 1
 ENDPOINT = "test accuracy at the last epoch, averaged over students"
@@ -143,16 +144,16 @@ def _against(base: str, rows: Sequence[Entry]) -> dict[str, Contrast]:
 
 def _per_student(base: str, rows: Sequence[Entry]) -> dict[tuple[str, str], Contrast]:
     """A family of its own: every contender's every student against the base's."""
-    found = next((row for row in rows if row.name == base), None)
-    if found is None:
+    baseline = next((row for row in rows if row.name == base), None)
+    if baseline is None:
         return {}
     return contrasts(
         {
-            (row.name, name): row.right([name]) - found.right([name])
+            (row.name, name): row.right([name]) - baseline.right([name])
             for row in rows
             if row.name != base and row.same_as != base
             for name in row.students
-            if name in found.students
+            if name in baseline.students
         }
     )
 
@@ -160,12 +161,15 @@ def _per_student(base: str, rows: Sequence[Entry]) -> dict[tuple[str, str], Cont
 def _verdicts(by_name: Mapping[str, Entry], over_kd: Mapping[str, Contrast]) -> dict[str, Any]:
     """One verdict for each variant of mc-distil; all their control pairs are one family."""
     totals = {name: row.total_weight for name, row in by_name.items()}
-    asked = [ask(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
+    asked = [question_for(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
     questions = [question for question in asked if question is not None]
-    answers = contrasts_of(list(dict.fromkeys(pair for one in questions for pair in one.pairs())), by_name)
+    answers = contrasts_of(list(dict.fromkeys(pair for question in questions for pair in question.pairs())), by_name)
     return {
         "controls": [{"a": a, "b": b, **_told(contrast)} for (a, b), contrast in answers.items()],
-        "verdicts": [_verdict(one, over_kd[one.subject], answers, totals, by_name[one.subject]) for one in questions],
+        "verdicts": [
+            _verdict(question, over_kd[question.subject], answers, totals, by_name[question.subject])
+            for question in questions
+        ],
     }
 
 
@@ -195,7 +199,7 @@ def _row(row: Entry) -> dict[str, Any]:
     own = [sum(cell.last[name].mean() for name in row.students) / len(row.students) for cell in row.cells]
     seconds = [cell.seconds for cell in row.cells if cell.seconds is not None]
     accuracies = [[student.accuracy for student in cell.ladder.students] for cell in row.cells]
-    gap = [one.test - one.val for cell in accuracies for one in cell]
+    gap = [accuracy.test - accuracy.val for cell in accuracies for accuracy in cell]
     return {
         "name": row.name,
         "same_as": row.same_as,
@@ -226,8 +230,8 @@ def _is_cohort(row: Entry, base: Recipe) -> bool:
 
 def _students(rows: Sequence[Entry]) -> list[dict[str, Any]]:
     """All students of all rows, by falling MACs."""
-    found = {student.name: student for row in rows for student in row.cells[0].ladder.students}
-    ordered = sorted(found.values(), key=lambda student: -student.macs)
+    students = {student.name: student for row in rows for student in row.cells[0].ladder.students}
+    ordered = sorted(students.values(), key=lambda student: -student.macs)
     return [{"name": s.name, "arch": s.arch, "macs": s.macs, "params": s.params} for s in ordered]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mcd_cli.comparison.verdict import SUBJECT
-from mcd_cli.contenders import PAPERS_METHODS
+from mcd_cli.recipe.overlays import PAPERS_METHODS
+from mcd_cli.reporting.style import GREY
 
 GAINS, COHORTS = "gains", "cohorts"
-GREY = "#777777"
 
 Document = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def gains_over_closest(document: Document) -> dict[str, tuple[float, float, str]
     rows = {row["name"]: row["students"] for row in document["contenders"]}
     subject = rows.get(SUBJECT)
     baselines = [name for name in PAPERS_METHODS if name in rows and name != SUBJECT]
-    found = {}
+    gains = {}
     for student, own in (subject or {}).items():
         others = {name: rows[name][student]["last"] for name in baselines if student in rows[name]}
         if others:
@@ -41,8 +41,8 @@ def gains_over_closest(document: Document) -> dict[str, tuple[float, float, str]
             paired = [a - b for a, b in zip(own["last"]["values"], others[closest]["values"], strict=True)]
             mean = sum(paired) / len(paired)
             spread = (sum((x - mean) ** 2 for x in paired) / max(1, len(paired) - 1)) ** 0.5
-            found[student] = (100 * mean, 100 * spread, closest)
-    return found
+            gains[student] = (100 * mean, 100 * spread, closest)
+    return gains
 
 
 def cohorts(document: Document) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
@@ -52,7 +52,7 @@ def cohorts(document: Document) -> dict[str, list[tuple[int, Mapping[str, Any]]]
     """
     order = [student["name"] for student in document["students"]]  # by falling MACs
     rows = [row for row in document["contenders"] if row["cohort"]]
-    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    chains: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for direction, ranked in (("larger students added", order[::-1]), ("smaller students added", order)):
         chain = []
         for count in range(1, len(order) + 1):
@@ -60,8 +60,8 @@ def cohorts(document: Document) -> dict[str, list[tuple[int, Mapping[str, Any]]]
             if same:
                 chain.append((count, next((row for row in same if row["name"] == SUBJECT), same[0])))
         if len(chain) > 1:
-            found[direction] = chain
-    return found
+            chains[direction] = chain
+    return chains
 
 
 def draw_gains(documents: Sequence[Document], folder: Path) -> None:
@@ -73,7 +73,7 @@ def draw_gains(documents: Sequence[Document], folder: Path) -> None:
     )
     for panel, dataset in zip(panels[:, 0], names, strict=True):
         place, ticks, labels = 0.0, [], []
-        for document in (one for one in documents if one["dataset"]["name"] == dataset):
+        for document in (shown for shown in documents if shown["dataset"]["name"] == dataset):
             bars = gains_over_closest(document)
             first = place
             for i, student in enumerate(s["name"] for s in document["students"] if s["name"] in bars):

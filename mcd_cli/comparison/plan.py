@@ -10,15 +10,17 @@ from typing import Any
 
 import tomli_w
 
-from mcd_cli.contenders import Contender
 from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
 from mcd_cli.methods import METHODS
-from mcd_cli.recipe import CoordinatorSection, DistillSection, Recipe, parse_recipe
+from mcd_cli.methods.settings import DistillSection
+from mcd_cli.recipe.loading import parse_recipe
+from mcd_cli.recipe.overlays import Contender
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe
 
-PLAN = "comparison.toml"
+PLAN, DOCUMENT, MARKDOWN = "comparison.toml", "comparison.json", "comparison.md"
 
-ALONE = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
+AS_ONLY_STUDENT = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
 """What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""
 USED = {"ce": (), "kd": ("tau", "lambda_", "total")}
 """What some methods use of [distill]; the others: all of it."""
@@ -59,12 +61,12 @@ class Plan:
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; within a seed kd first, because chains take its largest student over."""
-        found = []
+        cells = []
         for seed in self.seeds:
             for contender in sorted(self.contenders, key=lambda c: c.changes != {"method": "kd"}):
                 recipe = contender.recipe(self.base, seed)
-                found.append(Cell(contender.name, seed, recipe, identity(recipe)))
-        return found
+                cells.append(Cell(contender.name, seed, recipe, identity(recipe)))
+        return cells
 
     def save(self, folder: Path) -> None:
         write_whole(folder / PLAN, tomli_w.dumps(self._document()).encode())
@@ -78,7 +80,7 @@ class Plan:
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
             contenders = tuple(
-                Contender(one["name"], one["changes"], one.get("group")) for one in content["contenders"]
+                Contender(entry["name"], entry["changes"], entry.get("group")) for entry in content["contenders"]
             )
             return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,8 +97,12 @@ class Plan:
 
     def _document(self) -> dict[str, Any]:
         contenders = [
-            {"name": one.name, "changes": dict(one.changes), **({"group": one.group} if one.group else {})}
-            for one in self.contenders
+            {
+                "name": contender.name,
+                "changes": dict(contender.changes),
+                **({"group": contender.group} if contender.group else {}),
+            }
+            for contender in self.contenders
         ]
         return {
             "seeds": list(self.seeds),
@@ -110,7 +116,7 @@ def identity(recipe: Recipe) -> str:
     changes: dict[str, Any] = {}
     method = recipe.method
     if len(recipe.students) == 1:
-        method = ALONE.get(method, method)
+        method = AS_ONLY_STUDENT.get(method, method)
         changes["method"] = method
     if method in USED:
         changes["distill"] = _distill(recipe, USED[method])

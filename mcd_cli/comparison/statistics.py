@@ -56,16 +56,16 @@ def contrasts(differences: Mapping[Key, Values], *, seed: int = 0, resamples: in
     means = table.mean(axis=(1, 2), dtype=np.float64)
     errors = bootstrap_errors(table, seed=seed, resamples=resamples)
     _, num_seeds, num_images = table.shape
-    found = []
+    estimates = []
     for values, mean, se in zip(table, means.tolist(), errors.tolist(), strict=True):
         df = _degrees_of_freedom(values, se)
         half = se * float(student_t.ppf((1 + LEVEL) / 2, df))
         p = 2 * float(student_t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
-        found.append((mean, se, df, mean - half, mean + half, p))
-    corrected = holm([p for *_, p in found])
+        estimates.append((mean, se, df, mean - half, mean + half, p))
+    corrected = holm([p for *_, p in estimates])
     return {
         key: Contrast(*values, p_holm, num_seeds, num_images)
-        for key, values, p_holm in zip(differences, found, corrected, strict=True)
+        for key, values, p_holm in zip(differences, estimates, corrected, strict=True)
     }
 
 

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mcd_cli.quantities import show_time
+from mcd_cli.reporting.table import Sheet
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text; best: the places (row, column) that are printed bold."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-
-    def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", _line(self.columns), _line(["---"] + ["---:"] * (len(self.columns) - 1))]
-        for i, row in enumerate(self.rows):
-            lines.append(_line([f"**{cell}**" if (i, j) in self.best else cell for j, cell in enumerate(row)]))
-        return "\n".join(lines)
-
-
 def sheets(document: Mapping[str, Any]) -> list[Sheet]:
     """The tables of a comparison, the most important first."""
-    found = [_accuracy(document, "last", "Test accuracy (%) at the last epoch"), _gains(document)]
+    tables = [_accuracy(document, "last", "Test accuracy (%) at the last epoch"), _gains(document)]
     if any(row["vs_kd"] for row in document["contenders"]):
-        found.append(_gains_by_student(document))
+        tables.append(_gains_by_student(document))
     if document["controls"]:
-        found.append(_controls(document))
-    return found
+        tables.append(_controls(document))
+    return tables
 
 
 def markdown(document: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -57,15 +41,17 @@ def caption(document: Mapping[str, Any]) -> list[str]:
     dataset, teacher, recipe = document["dataset"], document["teacher"], document["recipe"]
     sizes = dataset["sizes"]
     noise = f", {dataset['label_noise']:.0%} of its labels replaced" if dataset["label_noise"] else ""
-    told = f"teacher {teacher['arch']} {_percent(teacher['accuracy']['test'])} on test" if teacher else "no teacher"
+    taught_by = (
+        f"teacher {teacher['arch']} {_percent(teacher['accuracy']['test'])} on test" if teacher else "no teacher"
+    )
     seeds = ", ".join(map(str, document["seeds"]))
     machines = "; ".join(
-        f"{one.get('name', one.get('type', '?'))}, {one.get('precision')}, torch {one.get('torch')}"
-        for one in document["hardware"]
+        f"{machine.get('name', machine.get('type', '?'))}, {machine.get('precision')}, torch {machine.get('torch')}"
+        for machine in document["hardware"]
     )
     return [
         f"{dataset['name']}: {sizes['train']:,} training images{noise}, {sizes['val']:,} in V, "
-        f"{sizes['test']:,} test images; {told}; seeds {seeds} (n = {len(document['seeds'])})",
+        f"{sizes['test']:,} test images; {taught_by}; seeds {seeds} (n = {len(document['seeds'])})",
         f"warm start {recipe['warm_start']['epochs']} epochs, then {recipe['epochs']} epochs of each method, "
         f"batch {recipe['batch_size']}; ± is the standard deviation over seeds; {machines}",
         "gains: paired over seeds and test images, 95 % intervals by bootstrap; noise: p > 0.05 after Holm",
@@ -73,35 +59,35 @@ def caption(document: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(document: Mapping[str, Any]) -> list[str]:
-    lines = [line for one in document["verdicts"] for line in one["lines"]]
+    lines = [line for subject in document["verdicts"] for line in subject["lines"]]
     return lines or ["none: it needs kd and mc-distil in the comparison."]
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
     """What a reader must know to read the table right."""
-    found = []
+    lines = []
     for row in document["contenders"]:
         if row["same_as"]:
-            found.append(f"{row['name']} is {row['same_as']} by definition here: run once.")
+            lines.append(f"{row['name']} is {row['same_as']} by definition here: run once.")
         if row["borrowed"]:
-            found.append(
+            lines.append(
                 f"{row['name']} took {', '.join(row['borrowed'])} over from kd, which is the same by definition; "
                 "its time is that of the other links."
             )
     if len(document["seeds"]) == 1:
-        found.append("one seed: the intervals know the test images alone, and hold for this seed.")
+        lines.append("one seed: the intervals know the test images alone, and hold for this seed.")
     if len(document["hardware"]) > 1:
-        found.append("the cells did not all run on the same machine, or not with the same precision and threads.")
+        lines.append("the cells did not all run on the same machine, or not with the same precision and threads.")
     for name, choice in document["tuned"].items():
-        tried = ", ".join(f"{one} {_percent(value)}" for one, value in choice["val"].items())
-        found.append(f"{name}: {choice['chosen']}, chosen on V among {tried}.")
+        tried = ", ".join(f"{candidate} {_percent(value)}" for candidate, value in choice["val"].items())
+        lines.append(f"{name}: {choice['chosen']}, chosen on V among {tried}.")
     if document.get("paper"):
-        found.append(
+        lines.append(
             f"paper: its Table {document['paper']['table']} (500 epochs, batch 400, its own splits and teacher at "
             f"{document['paper']['teacher_accuracy']} %); mc-distil-nops from Table 4, whose mc-distil differs from "
             "Table 1's."
         )
-    return found
+    return lines
 
 
 def _accuracy(document: Mapping[str, Any], kind: str, title: str) -> Sheet:
@@ -163,7 +149,10 @@ def _gains_by_student(document: Mapping[str, Any]) -> Sheet:
 
 
 def _controls(document: Mapping[str, Any]) -> Sheet:
-    rows = [(f"{one['a']} − {one['b']}", _gain(one), _interval(one), _p(one)) for one in document["controls"]]
+    rows = [
+        (f"{contrast['a']} − {contrast['b']}", _gain(contrast), _interval(contrast), _p(contrast))
+        for contrast in document["controls"]
+    ]
     return Sheet("Controls, in points of the mean", ("pair", "difference", "95 %", "p"), tuple(rows))
 
 
@@ -198,7 +187,3 @@ def _shown(contrast: Mapping[str, Any] | None, show: Callable[[Mapping[str, Any]
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -11,7 +11,7 @@ SUBJECT = "mc-distil"
 BASELINE = "kd"
 OF_INSTANCE_WEIGHTS = ("-mean", "-shuffle", "-scalar")
 OF_COLLABORATION = ("kd-total-2", "kd-total-3", "constant-half", "constant-one")
-ALONE = "-alone"
+ALONE_ENDING = "-alone"
 OF_V = ("kd-train-val",)
 BESIDE = ("kd-tuned", "-nops", "-frozen", "-image", "-paper")  # stated when they ran, needed for no claim
 
@@ -49,18 +49,18 @@ class Question:
 
     def pairs(self) -> list[Pair]:
         """The family of control contrasts, each once."""
-        found = [part.pair for part in self.parts if part.pair]
-        found += [(self.subject, other) for claim in self.claims for other in claim.against]
-        return list(dict.fromkeys([*found, *self.beside]))
+        pairs = [part.pair for part in self.parts if part.pair]
+        pairs += [(self.subject, other) for claim in self.claims for other in claim.against]
+        return list(dict.fromkeys([*pairs, *self.beside]))
 
 
 def subjects_of(names: Iterable[str]) -> list[str]:
     """Whose gains are judged: mc-distil and its variants that are no control of another."""
-    endings = (*OF_INSTANCE_WEIGHTS, ALONE, *(name for name in BESIDE if name.startswith("-")))
+    endings = (*OF_INSTANCE_WEIGHTS, ALONE_ENDING, *(name for name in BESIDE if name.startswith("-")))
     return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
 
 
-def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
+def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
     """The question that these contenders can answer. totals: name → total loss weight, averaged over training.
 
     The parts add up: kd → kd at the total weight nearest to the subject's → constant weights with the pooled term,
@@ -71,18 +71,18 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
         return None
 
     def nearest(prefix: str, to: float) -> str | None:
-        found = [name for name in totals if name.startswith(prefix)]
-        return min(found, key=lambda name: abs(totals[name] - to)) if found else None
+        matches = [name for name in totals if name.startswith(prefix)]
+        return min(matches, key=lambda name: abs(totals[name] - to)) if matches else None
 
     constant = nearest("constant-", totals[subject])
     heavier = nearest("kd-total-", totals[subject] if constant is None else totals[constant])
     mean = subject + "-mean" if subject + "-mean" in totals else None
-    alone = subject + ALONE if subject + ALONE in totals else None
+    alone = subject + ALONE_ENDING if subject + ALONE_ENDING in totals else None
 
     def part(name: str, a: str | None, b: str | None, needed: Sequence[str]) -> Part:
         if a is not None and b is not None:
             return Part(name, (a, b))
-        missing = [need for need, one in zip(needed, (a, b), strict=True) if one is None]
+        missing = [need for need, name_or_none in zip(needed, (a, b), strict=True) if name_or_none is None]
         return Part(name, None, " and ".join(missing))
 
     parts = (
@@ -90,7 +90,7 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
         part("pooled term", constant, heavier, ("constant-half or -one", "kd-total-2 or -3")),
         part("learned mixture", mean, constant, (subject + "-mean", "constant-half or -one")),
         part("instance weights", subject, mean, (subject, subject + "-mean")),
-        part("sharing one C-NET", subject, alone, (subject, subject + ALONE)),
+        part("sharing one C-NET", subject, alone, (subject, subject + ALONE_ENDING)),
     )
     own = tuple(subject + ending for ending in OF_INSTANCE_WEIGHTS)
     claims = tuple(
@@ -101,7 +101,7 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
         )
         for name, needed in (
             ("instance weighting", own),
-            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE)),
+            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE_ENDING)),
             ("use of V", OF_V),
         )
     )
@@ -117,9 +117,9 @@ def sentences(
     question: Question, gain: Contrast, answers: Mapping[Pair, Contrast], totals: Mapping[str, float]
 ) -> list[str]:
     """The verdict in words: the parts of the gain in one line, then a line per claim."""
-    told = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
+    parts = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
     weight = f"total weight {totals[question.subject]:.2f} against {totals[BASELINE]:.2f}"
-    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(told)}."]
+    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(parts)}."]
     return lines + [_claim(claim, question.subject, answers) for claim in question.claims]
 
 

@@ -76,12 +76,12 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             except (OSError, HTTPException) as error:
                 reason = _line(getattr(error, "reason", error))
                 continue
-            found = _md5(part)
-            if found == download.md5:
+            md5 = _md5(part)
+            if md5 == download.md5:
                 part.rename(target)
                 return target
             part.unlink()
-            reason = f"its md5 is {found}, not {download.md5}"
+            reason = f"its md5 is {md5}, not {download.md5}"
             if not resumed:  # what was there before may have been wrong; what came whole just now is
                 break
     raise RunFailed(
@@ -102,15 +102,15 @@ def _transfer(download: Download, part: Path, report: Callable[[str], None]) -> 
         have, total = _range(response, have)
         size = f" of {total / 1e6:.0f}" if total is not None else ""
         report(f"downloading {download.name} from {urlsplit(download.url).hostname}: {have / 1e6:.0f}{size} MB")
-        said = time.monotonic()
+        last_report = time.monotonic()
         with _local(lambda: part.open("r+b" if part.exists() else "w+b")) as file:
             _local(lambda: file.truncate(have))
             file.seek(have)
             while block := response.read(BLOCK):
                 _local(partial(file.write, block))
                 have += len(block)
-                if time.monotonic() - said > REPORT_EVERY:
-                    said = time.monotonic()
+                if time.monotonic() - last_report > REPORT_EVERY:
+                    last_report = time.monotonic()
                     report(f"  {download.name}: {have / 1e6:.0f}{size} MB")
             _local(file.flush)
     if total is not None and have != total:  # a closed connection reads like an end

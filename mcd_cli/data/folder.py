@@ -34,7 +34,7 @@ def listing(request: Request) -> Listing:
     walk = Walk(request.root)
     folders = part_folders(walk, request)
     where = str(request.root)
-    found: list[tuple[Part, str, File]] = []
+    placed: list[tuple[Part, str, File]] = []
     for part, folder in sorted(folders.items()):
         names = walk.subfolders(folder)
         loose = walk.images(folder, deep=False)
@@ -47,18 +47,18 @@ def listing(request: Request) -> Listing:
             files = walk.images(f"{folder}/{name}" if folder else name)
             if not files:
                 raise UserError(f"class folder {name!r} in {where + '/' + folder!r} holds no images")
-            found += [(part, name, file) for file in files]
+            placed += [(part, name, file) for file in files]
     train_parts = (Part.TRAIN, Part.ANY)
-    classes = tuple(sorted({name for part, name, _ in found if part in train_parts}))
-    for part, name, _ in found:
+    classes = tuple(sorted({name for part, name, _ in placed if part in train_parts}))
+    for part, name, _ in placed:
         if part not in train_parts and name not in classes:
             raise UserError(f"class {name!r} of {folders[part]}/ in {where!r} is not in train/")
     if walk.ignored:
         first = ", ".join(repr(path) for path in walk.ignored[:3])
         request.report(f"passed over {len(walk.ignored)} files that are no images by their suffix: {first}")
     index = {name: label for label, name in enumerate(classes)}
-    labels = np.array([index[name] for _, name, _ in found], dtype=np.int64)
-    parts = np.array([part for part, _, _ in found], dtype=np.uint8)
+    labels = np.array([index[name] for _, name, _ in placed], dtype=np.int64)
+    parts = np.array([part for part, _, _ in placed], dtype=np.uint8)
     if not classes:
         raise UserError(f"{where!r} holds no class folders with images")
     if len(classes) == 1:
@@ -66,7 +66,7 @@ def listing(request: Request) -> Listing:
         if Walk(below).subfolders():
             raise UserError(f"{where!r} holds one folder, so one class; did you mean {str(below)!r}?")
     splits.check(labels, parts, classes)
-    return Listing(request.root, classes, [file for _, _, file in found], labels, parts)
+    return Listing(request.root, classes, [file for _, _, file in placed], labels, parts)
 
 
 def part_folders(walk: Walk, request: Request) -> dict[Part, str]:

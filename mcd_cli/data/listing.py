@@ -74,7 +74,7 @@ class Walk:
 
         Links are followed; a link back to a folder above itself raises UserError.
         """
-        found: list[File] = []
+        images: list[File] = []
         above_folder = [str(parent) for parent in Path(folder, "x").parents]
         pending = [(folder, frozenset(map(self._identity, above_folder)))]
         visits: Counter[tuple[int, int]] = Counter()
@@ -98,10 +98,10 @@ class Walk:
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if suffix in image_suffixes():
-                    found.append(file_at(entry, path))
+                    images.append(file_at(entry, path))
                 elif suffix not in COMPANIONS:
                     self.ignored.append(path)
-        return sorted(found)
+        return sorted(images)
 
     def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
         try:

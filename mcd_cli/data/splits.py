@@ -67,8 +67,8 @@ def split(
 def check(labels: Ids, parts: npt.NDArray[np.uint8], classes: Sequence[str]) -> None:
     """Raises UserError where `split` would: cheap enough to ask before any image is decoded."""
     if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no class folder with images"
-        raise UserError(f"a data set needs two classes or more; found {found}")
+        only = f"only the class {classes[0]!r}" if classes else "no class folder with images"
+        raise UserError(f"a data set needs two classes or more; found {only}")
     trainable = (parts == Part.ANY) | (parts == Part.TRAIN)
     counts = np.bincount(labels[trainable], minlength=len(classes))
     cuts = [part for part in (Part.VAL, Part.TEST) if not (parts == part).any()]

@@ -67,10 +67,10 @@ def listing(root: Path) -> Listing:
     walk = Walk(root)
     wnids = walk.subfolders("train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
-    found: list[tuple[Part, str, File]] = []
+    placed: list[tuple[Part, str, File]] = []
     for wnid in wnids:
         check_text(wnid, str(root / "train"))
-        found += [(Part.TRAIN, wnid, file) for file in walk.images(f"train/{wnid}")]
+        placed += [(Part.TRAIN, wnid, file) for file in walk.images(f"train/{wnid}")]
     labelled = _annotations(root)
     for file in walk.images("val"):
         name = Path(file.path).name
@@ -80,14 +80,14 @@ def listing(root: Path) -> Listing:
                 f"is of class {wnid!r}, which has no folder in train/" if wnid else "has no line in val_annotations.txt"
             )
             raise UserError(f"validation image {name!r} in {str(root)!r} {why}")
-        found.append((Part.TEST, wnid, file))
-    labels = np.array([index[wnid] for _, wnid, _ in found], dtype=np.int64)
-    parts = np.array([part for part, _, _ in found], dtype=np.uint8)
+        placed.append((Part.TEST, wnid, file))
+    labels = np.array([index[wnid] for _, wnid, _ in placed], dtype=np.int64)
+    parts = np.array([part for part, _, _ in placed], dtype=np.uint8)
     if not (parts == Part.TEST).any():
         raise UserError(f"no images in {str(root / 'val')!r}, which is the test set")
     classes = _names(root, wnids)
     splits.check(labels, parts, classes)
-    return Listing(root, classes, [file for _, _, file in found], labels, parts)
+    return Listing(root, classes, [file for _, _, file in placed], labels, parts)
 
 
 def _annotations(root: Path) -> dict[str, str]:

@@ -26,15 +26,15 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     trainer.epochs_done = 0
     meta = _timed_step(trainer, batch, number=0) if trainer.coordinator is not None else ordinary
     per_step = ordinary + max(0.0, meta - ordinary) / section.every
-    few = trainer.loader.dataset.val[: trainer.loader.batch_size]
+    sample = trainer.loader.dataset.val[: trainer.loader.batch_size]
     start = time.perf_counter()
-    predictions(trainer.students, trainer.loader, few)
-    evaluation = (time.perf_counter() - start) * len(trainer.loader.dataset.val) / len(few)
+    predictions(trainer.students, trainer.loader, sample)
+    evaluation = (time.perf_counter() - start) * len(trainer.loader.dataset.val) / len(sample)
     return preparation + epochs * (per_step * trainer.loader.num_steps + evaluation)
 
 
 def _timed_step(trainer: Trainer, batch: Batch, number: int) -> float:
-    trainer.number = number
+    trainer.step_index = number
     start = time.perf_counter()
     trainer.step(batch)
     if batch.images.device.type != "cpu":

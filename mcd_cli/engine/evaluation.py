@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.convolution import UNSTRIDED
 from mcd_cli.data.loader import Loader
-from mcd_cli.overrides import Overrides
+from mcd_cli.ops.convolution import UNSTRIDED
+from mcd_cli.ops.overrides import Overrides
 
 
 def each_logits(

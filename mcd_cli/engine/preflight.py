@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.evaluation import num_correct, predictions
-from mcd_cli.engine.events import Listener, Said, Warned
+from mcd_cli.engine.events import InfoMessage, Listener, WarningMessage
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.errors import GateRefused
 from mcd_cli.models.normalized import Normalized
@@ -49,19 +49,23 @@ def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener)
     predicted = predictions(teacher.network, loader, val)
     right = int(num_correct(predicted, loader, val))
     accuracy = right / len(val)
-    emit(Said(f"teacher {teacher.arch}: {accuracy:.1%} on V ({len(val):,} images)"))
+    emit(InfoMessage(f"teacher {teacher.arch}: {accuracy:.1%} on V ({len(val):,} images)"))
     if not teacher.was_given:
         return accuracy
-    few = val[torch.linspace(0, len(val) - 1, min(NUM_TRIED, len(val))).long()]
-    now = int(num_correct(predictions(teacher.network, loader, few), loader, few)) / len(few)
+    sample = val[torch.linspace(0, len(val) - 1, min(NUM_TRIED, len(val))).long()]
+    now = int(num_correct(predictions(teacher.network, loader, sample), loader, sample)) / len(sample)
     near_chance = right <= bar(len(val), loader.dataset.num_classes)
-    best, reading = _best_reading(teacher, loader, few, with_swaps=near_chance)
+    best, reading = _best_reading(teacher, loader, sample, with_swaps=near_chance)
     if not near_chance:
         if best > now + GAIN:
-            emit(Warned(f"the teacher reaches {best:.1%} instead of {now:.1%} ({len(few)} images of V) with {reading}"))
+            emit(
+                WarningMessage(
+                    f"the teacher reaches {best:.1%} instead of {now:.1%} ({len(sample)} images of V) with {reading}"
+                )
+            )
         return accuracy
-    if best > now + GAIN and best * len(few) > bar(len(few), loader.dataset.num_classes):
-        cause = f"it reaches {best:.1%} ({len(few)} images) with {reading}"
+    if best > now + GAIN and best * len(sample) > bar(len(sample), loader.dataset.num_classes):
+        cause = f"it reaches {best:.1%} ({len(sample)} images) with {reading}"
     elif _other_class_order(predicted, loader.dataset.labels[val], loader.dataset.num_classes):
         cause = "its classes seem to stand in another order than the data set's"
     else:
@@ -69,11 +73,11 @@ def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener)
     line = f"the teacher is right on {accuracy:.1%} of V, near chance; {cause}"
     if not force:
         raise GateRefused(f"{line} (--force goes on all the same)")
-    emit(Warned(line))
+    emit(WarningMessage(line))
     return accuracy
 
 
-def _best_reading(teacher: Teacher, loader: Loader, few: Tensor, with_swaps: bool) -> tuple[float, str]:
+def _best_reading(teacher: Teacher, loader: Loader, sample: Tensor, with_swaps: bool) -> tuple[float, str]:
     """The best accuracy among other normalisations (and BGR, and 0–255 input), and how to ask for it."""
     norms: dict[str, tuple[RGB, RGB]] = dict(NORMS)
     if with_swaps:
@@ -88,7 +92,7 @@ def _best_reading(teacher: Teacher, loader: Loader, few: Tensor, with_swaps: boo
                 model
             )
     scores = {
-        how: int(num_correct(predictions(model, loader, few), loader, few)) / len(few)
+        how: int(num_correct(predictions(model, loader, sample), loader, sample)) / len(sample)
         for how, model in readings.items()
     }
     how = max(scores, key=lambda key: scores[key])

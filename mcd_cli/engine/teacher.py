@@ -21,7 +21,7 @@ from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import RGB, freeze
 from mcd_cli.models.teacher_file import load_teacher, save_model
 from mcd_cli.norms import parse_norm
-from mcd_cli.recipe import Recipe
+from mcd_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def read_teacher(
     path: Path, arch: str | None, norm: str, dataset: Dataset, device: torch.device, *, was_given: bool
 ) -> Teacher:
     """A teacher file of any layout; `auto` = the normalisation that the file states, else the data set's own."""
-    found = load_teacher(path, arch=arch, num_classes=dataset.num_classes)
-    stated = (found.metadata.get("mean"), found.metadata.get("std"))
+    loaded = load_teacher(path, arch=arch, num_classes=dataset.num_classes)
+    stated = (loaded.metadata.get("mean"), loaded.metadata.get("std"))
     mean, std = parse_norm(norm) or (stated if all(stated) else (dataset.mean, dataset.std))
-    network = freeze(found.model, tuple(mean or ()), tuple(std or ())).to(device)
-    was_given = was_given and found.metadata.get("trained_on") != trained_on(dataset)
-    return Teacher(network, found.arch, tuple(mean or ()), tuple(std or ()), path, found.sha256, was_given)
+    network = freeze(loaded.model, tuple(mean or ()), tuple(std or ())).to(device)
+    was_given = was_given and loaded.metadata.get("trained_on") != trained_on(dataset)
+    return Teacher(network, loaded.arch, tuple(mean or ()), tuple(std or ()), path, loaded.sha256, was_given)
 
 
 def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: str | None = None) -> Teacher | None:

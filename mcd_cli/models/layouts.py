@@ -140,5 +140,5 @@ def _group(layer: str) -> str:
 
 def _numbers(layer: str) -> tuple[int, ...]:
     """layer2.0.conv_b → (2, 0, 2): numbers, and letters that stand alone as numbers."""
-    found: Iterable[tuple[str, str]] = re.findall(r"(\d+)|(?<![a-z])([a-h])(?![a-z])", layer.lower())
-    return tuple(int(digits[-18:]) if digits else ord(letter) - ord("a") + 1 for digits, letter in found)
+    matches: Iterable[tuple[str, str]] = re.findall(r"(\d+)|(?<![a-z])([a-h])(?![a-z])", layer.lower())
+    return tuple(int(digits[-18:]) if digits else ord(letter) - ord("a") + 1 for digits, letter in matches)

@@ -113,11 +113,13 @@ def fits(network: Network) -> list[Fit]:
     in timm) pad or normalise otherwise.
     """
     for archs in (ARCHITECTURES, _torchvision_of_this_size(network)):
-        found = [f for arch in archs if (f := fit(arch, network)) is not None]
-        found = [f for f in found if f.by == 0 or not f.arch.startswith(TORCHVISION) or ALIKE_EVERYWHERE.match(f.arch)]
-        if found:
-            best = min(f.by for f in found)
-            return [f for f in found if f.by == best]
+        matches = [f for arch in archs if (f := fit(arch, network)) is not None]
+        matches = [
+            f for f in matches if f.by == 0 or not f.arch.startswith(TORCHVISION) or ALIKE_EVERYWHERE.match(f.arch)
+        ]
+        if matches:
+            best = min(f.by for f in matches)
+            return [f for f in matches if f.by == best]
     return []
 
 
@@ -148,18 +150,18 @@ def _torchvision_of_this_size(network: Network) -> Iterator[str]:
 def mismatch(arch: str, network: Network) -> str:
     """The first tensor in which the network differs from the architecture, in words."""
     num_classes = next((s[0] for s in reversed(list(network.shapes.values())) if len(s) == 2), PLACEHOLDER)
-    expected, found = skeleton(arch, num_classes), network.shapes
-    if len(expected.keys() & found.keys()) * 2 > len(expected):
+    expected, actual = skeleton(arch, num_classes), network.shapes
+    if len(expected.keys() & actual.keys()) * 2 > len(expected):
         for name, shape in expected.items():
-            if name not in found:
+            if name not in actual:
                 return f"{name} {list(shape)} is missing"
-            if found[name] != shape:
-                return f"{name} is {list(found[name])}, expected {list(shape)}"
-        return f"{next(name for name in found if name not in expected)} is one too many"
-    for (name, shape), (file_name, file_shape) in zip(expected.items(), found.items(), strict=False):
+            if actual[name] != shape:
+                return f"{name} is {list(actual[name])}, expected {list(shape)}"
+        return f"{next(name for name in actual if name not in expected)} is one too many"
+    for (name, shape), (file_name, file_shape) in zip(expected.items(), actual.items(), strict=False):
         if shape != file_shape:
             return f"{file_name} is {list(file_shape)} where {name} is {list(shape)}"
-    return f"it has {len(found)} tensors, {arch} has {len(expected)}"
+    return f"it has {len(actual)} tensors, {arch} has {len(expected)}"
 
 
 def describe(network: Network) -> str:
@@ -175,9 +177,9 @@ def describe(network: Network) -> str:
 
 def nearest(network: Network, archs: Iterable[str] = ARCHITECTURES, n: int = 2) -> list[str]:
     """The architectures that share most shapes with the network, where they share at least half of them."""
-    found = Counter(network.shapes.values())
+    shapes = Counter(network.shapes.values())
     scores: dict[str, float] = {}
     for arch in archs:
         expected = Counter(skeleton(arch).values())
-        scores[arch] = (found & expected).total() / max(found.total(), expected.total())
+        scores[arch] = (shapes & expected).total() / max(shapes.total(), expected.total())
     return [arch for arch in sorted(scores, key=lambda a: -scores[a])[:n] if scores[arch] >= 0.5]

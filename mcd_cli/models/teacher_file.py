@@ -55,19 +55,19 @@ def load_teacher(path: Path, *, arch: str | None = None, num_classes: int | None
         ARCHITECTURES.check(arch)
     file = read_weights(path)
     try:
-        found = dict(networks(file.content))
+        candidates = dict(networks(file.content))
     except ValueError as error:
         raise UserError(f"teacher {path} {error}; {SAVE_WEIGHTS}") from None
-    if not found:
+    if not candidates:
         keys = ", ".join(map(str, file.content)) if isinstance(file.content, Mapping) else type(file.content).__name__
         raise UserError(f"teacher {path} holds no network's weights (it holds: {keys[:160] or 'nothing'})")
-    for tensors in found.values():
+    for tensors in candidates.values():
         for name, tensor in tensors.items():
             _check_size(path, name, tensor)
-    shapes = {place: Network(_shapes(tensors), file.ordered) for place, tensors in found.items()}
-    place, chosen = _choose(path, shapes, found, arch or file.metadata.get("arch"))
+    shapes = {place: Network(_shapes(tensors), file.ordered) for place, tensors in candidates.items()}
+    place, chosen = _choose(path, shapes, candidates, arch or file.metadata.get("arch"))
     _check_classes(path, chosen.num_classes, num_classes)
-    model = _load(path, chosen, found[place])
+    model = _load(path, chosen, candidates[place])
     return TeacherFile(model, chosen.arch, chosen.num_classes, sha256_of(path), file.metadata)
 
 
@@ -75,10 +75,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _check_classes(path: Path, found: int, wanted: int | None) -> None:
-    if wanted is not None and found != wanted:
+def _check_classes(path: Path, num_classes: int, wanted: int | None) -> None:
+    if wanted is not None and num_classes != wanted:
         raise UserError(
-            f"teacher {path} tells {found} classes apart, the data set has {wanted}; give a teacher of this data set"
+            f"teacher {path} tells {num_classes} classes apart, the data set has {wanted}; "
+            "give a teacher of this data set"
         )
 
 
@@ -86,22 +87,22 @@ def _choose(
     path: Path, shapes: Mapping[str, Network], tensors: Mapping[str, Mapping[str, Tensor]], arch: str | None
 ) -> tuple[str, Fit]:
     """The one network of the file that fits one architecture: where it stands, and how it fits."""
-    found: dict[str, list[Fit]] = {}
+    fitting: dict[str, list[Fit]] = {}
     for place, network in shapes.items():
         candidates = fits(network) if arch is None else [f for f in [fit(arch, network)] if f is not None]
-        if candidates and not any(_equal(tensors[place], tensors[other]) for other in found):
-            found[place] = candidates
-    if not found:
+        if candidates and not any(_equal(tensors[place], tensors[other]) for other in fitting):
+            fitting[place] = candidates
+    if not fitting:
         largest = max(shapes.values(), key=lambda network: len(network.shapes))
         if arch is not None:
             raise UserError(f"teacher {path} is no {arch}: {mismatch(arch, largest)}")
         near = " or ".join(nearest(largest))
         hint = f"nearest: {near}" if near else "export it to ONNX, which needs no known architecture"
         raise UserError(f"teacher {path} fits no known architecture ({describe(largest)}); {hint}")
-    if len(found) > 1:
-        places = ", ".join(f"{place or 'top level'} ({f[0].arch})" for place, f in found.items())
+    if len(fitting) > 1:
+        places = ", ".join(f"{place or 'top level'} ({f[0].arch})" for place, f in fitting.items())
         raise UserError(f"teacher {path} holds several networks: {places}; save the one you mean to a file of its own")
-    ((place, candidates),) = found.items()
+    ((place, candidates),) = fitting.items()
     if len(candidates) > 1:
         names = " or ".join(f.arch for f in candidates)
         raise UserError(f"teacher {path} may be {names}, whose weights have the same shapes; say --teacher-arch")

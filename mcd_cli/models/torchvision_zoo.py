@@ -44,8 +44,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def names() -> list[str]:
     """The names of torchvision's image classifiers."""
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def adapts(name: str) -> bool:

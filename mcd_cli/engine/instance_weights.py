@@ -1,0 +1,85 @@
+"""What C-NET made of each training image: the weights used in training, averaged image by image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcd_cli.data.dataset import Dataset
+from mcd_cli.engine.meters import sums_dtype
+
+NUM_EXTREMES = 8  # images named at each end
+DIGITS = 5
+
+
+class InstanceWeights:
+    """How much each image weighed more than its batch, summed over the steps that used it; a part of the state.
+
+    Weights drift during training, and not every image is in every epoch (the last short batch is dropped): what an
+    image weighs beside its batch is its own, while its plain average would tell when it was used. On the device,
+    read at the stage's end alone. Rows are sample ids of the whole data set.
+    """
+
+    def __init__(self, num_images: int, num_students: int, num_losses: int, device: torch.device) -> None:
+        self.excess = torch.zeros(num_images, num_students, num_losses, device=device)
+        self.uses = torch.zeros(num_images, device=device)
+        self.means = torch.zeros(num_students, num_losses, dtype=sums_dtype(device), device=device)
+        self.steps = torch.zeros((), dtype=sums_dtype(device), device=device)
+
+    @torch.no_grad()
+    def add(self, ids: Tensor, w: Tensor) -> None:
+        """ids: of the whole batch, [n], each once; w: what the images weighed, [n, k, c]."""
+        mean = w.mean(dim=0)
+        self.excess[ids] += (w - mean).float()
+        self.uses[ids] += 1
+        self.means += mean
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"excess": self.excess, "uses": self.uses, "means": self.means, "steps": self.steps}
+
+    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset) -> dict[str, Any]:
+        """Per student, over the images that were trained on, from each one's weights averaged over the stage:
+
+        spread: standard deviation over images, by loss. by_class: means by loss and class. mislabelled: means
+        by loss over the images that label noise has moved, and over the others (where there is noise). highest,
+        lowest: the images with the largest and smallest weight of the teacher's loss (β).
+        """
+        ids = self.uses.nonzero().flatten().cpu()
+        excess = self.excess.cpu()[ids].double() / self.uses.cpu()[ids].double()[:, None, None]
+        mean = (self.means / self.steps).cpu() + excess  # [n, k, c]
+        labels, moved = dataset.labels[ids], dataset.mislabelled[ids]
+        present = [c for c in range(dataset.num_classes) if (labels == c).any()]
+
+        def named(values: Tensor) -> dict[str, float]:
+            return {s: round(v, DIGITS) for s, v in zip(loss_names, values.tolist(), strict=True)}
+
+        def images(beta: Tensor, positions: Tensor) -> list[dict[str, Any]]:
+            return [
+                {
+                    "image": int(ids[i]),
+                    "label": dataset.classes[int(labels[i])],
+                    "beta": round(beta[i].item(), DIGITS),
+                    **({"mislabelled": bool(moved[i])} if moved.any() else {}),
+                }
+                for i in positions
+            ]
+
+        summary: dict[str, Any] = {}
+        for student, w in zip(students, mean.unbind(dim=1), strict=True):
+            of_class = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
+            beta = w[:, loss_names.index("beta")]
+            order = beta.argsort(stable=True)
+            num_extremes = min(NUM_EXTREMES, len(order) // 2)
+            summary[student] = {
+                "spread": named(w.std(dim=0, correction=0)),
+                "by_class": {s: {name: means[s] for name, means in of_class.items()} for s in loss_names},
+                "highest": images(beta, order.flip(0)[:num_extremes]),
+                "lowest": images(beta, order[:num_extremes]),
+            }
+            if moved.any():
+                parts = {"yes": w[moved], "no": w[~moved]}
+                summary[student]["mislabelled"] = {part: named(rows.mean(dim=0)) for part, rows in parts.items()}
+        return summary

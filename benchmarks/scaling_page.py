@@ -143,8 +143,7 @@ def _memory(one: Reckoning) -> list[str]:
         f"2. the decoded images: {_size(pixels)} fit in few machines' memory; read from a file in random order, "
         "the disk is the bottleneck, not the processor;",
         f"3. stored views: {_size(view)} each, K views are K times that;",
-        f"4. what is kept per image ({_size(weighed)} and {_size(draws)}) and the logits: small beside "
-        "the rest.",
+        f"4. what is kept per image ({_size(weighed)} and {_size(draws)}) and the logits: small beside the rest.",
     ]
 
 

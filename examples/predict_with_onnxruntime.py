@@ -1,6 +1,7 @@
 """Classify with an exported student as a device would: onnxruntime, numpy, and one file. No torch, no mcd.
 
-    mcd export && python examples/predict_with_onnxruntime.py "$(mcd select --quiet --print onnx)"
+After the demo and `mcd export`:
+`python examples/predict_with_onnxruntime.py "$(mcd select --quiet --print onnx)"`
 """
 
 import json

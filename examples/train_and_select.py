@@ -1,7 +1,6 @@
 """Train a ladder, then choose a student by what it costs.
 
-    python examples/train_and_select.py                      the demo: about a minute
-    python examples/train_and_select.py --epochs 3           options go to `mcd distill`
+`python examples/train_and_select.py` trains the demo, about a minute; options such as `--epochs 3` go to `mcd distill`.
 """
 
 import subprocess
@@ -13,7 +12,9 @@ RUN = "runs/example"
 
 
 def main() -> None:
-    subprocess.run([sys.executable, "-m", "mcd_cli", "distill", "--out", RUN, "--quiet", *sys.argv[1:]], check=True)
+    command = [sys.executable, "-m", "mcd_cli", "distill", "--out", RUN, "--quiet", *sys.argv[1:]]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)  # mcd has said why
 
     ladder = load_ladder(RUN)
     for student in ladder.students:  # by falling MACs; accuracies are fractions

@@ -11,6 +11,7 @@ import inspect
 import sys
 import textwrap
 import types
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -34,10 +35,9 @@ SIGNS: tuple[tuple[type, str, str], ...] = (
 
 def tables() -> str:
     """All tables: the recipe's own keys first, then a section for each of its tables."""
-    sections = {name: info.annotation for name, info in Recipe.model_fields.items() if _is_section(info.annotation)}
-    parts = ["### Top level", _table(Recipe, skip=set(sections))]
+    sections = {name: section for name, info in Recipe.model_fields.items() if (section := _section(info.annotation))}
+    parts = ["### Top level", _table(Recipe, skip=sections)]
     for name, section in sections.items():
-        assert section is not None
         parts += [f"### `[{name}]`", _summary(section), _table(section, table=name)]
     return "\n\n".join(parts)
 
@@ -51,7 +51,7 @@ def written(page: str) -> str:
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
 
 
-def _table(section: type[BaseModel], table: str = "", skip: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+def _table(section: type[BaseModel], table: str = "", skip: Container[str] = ()) -> str:
     documents = descriptions(section)
     lines = ["| key | takes | default | |", "|---|---|---|---|"]
     default = getattr(Recipe(), table) if table else Recipe()
@@ -75,7 +75,7 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(value=str(text))):
                 found[name] = " ".join(text.split())
     for name, info in section.model_fields.items():
-        if name not in found and not _is_section(info.annotation):
+        if name not in found and not _section(info.annotation):
             raise KeyError(f"{section.__name__}.{name} has no docstring below it")
     return found
 
@@ -135,8 +135,9 @@ def _summary(section: type[BaseModel]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The annotation itself where it is a table of its own."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def main() -> None:

@@ -21,10 +21,8 @@ def main() -> None:
     document = json.loads((OUT / "comparison.json").read_text(encoding="utf-8"))
     print(document["endpoint"])
     for contender in document["contenders"]:
-        test = contender["mean"]
-        print(
-            f"{contender['name']:10} {test['mean']:.1%} ± {test['std']:.1%}, loss weight {contender['total_weight']:g}"
-        )
+        name, test, weight = contender["name"], contender["mean"], contender["total_weight"]
+        print(f"{name:10} {test['mean']:.1%} ± {test['std']:.1%}, loss weight {weight:g}")
         if (gain := contender["vs_kd"]) is not None:  # paired over seeds and images, corrected by Holm
             noise = "within noise" if gain["within_noise"] else "above noise"
             print(f"{'over kd':10} {100 * gain['difference']:+.2f} points, {noise} (p = {gain['p_holm']:.3f})")

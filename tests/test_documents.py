@@ -295,13 +295,14 @@ def test_a_broken_link_is_found() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path) -> None:
-    """`a/path.py` in the text: from the root, or from the package."""
-    if not (ROOT / "mcd_cli" / "recipe").is_dir():
-        pytest.skip("the documents name the files of the new layout, which is not merged yet")
+    """`a/path.py` in the text: from the root, or from the package; in capitals, it stands for any name."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    named = re.findall(r"[`\s]((?:[a-z_]+/)+[\w.*-]+\.(?:py|json|toml))\b", text)
-    missing = [name for name in named if not [*ROOT.glob(name), *(ROOT / "mcd_cli").glob(name)]]
-    assert missing == []
+    named = set(re.findall(r"[`\s]((?:[a-z_]+/)+[\w.*-]+\.(?:py|json|toml))\b", text))
+    missing = {name for name in named if not [*ROOT.glob(name), *(ROOT / "mcd_cli").glob(name)]}
+    missing = {name for name in missing if not Path(name).stem.isupper()}
+    if missing and not ((ROOT / "mcd_cli/recipe").is_dir() and (ROOT / "tests/system").is_dir()):
+        pytest.skip("the pages name the files of the new layout, which is not merged yet")
+    assert missing == set()
 
 
 def recipe_tables() -> ModuleType:

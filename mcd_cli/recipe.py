@@ -88,7 +88,7 @@ class TeacherSection(Section):
 
 
 class WarmStartSection(Section):
-    """CE training of every student before any method starts (A.3); 0 epochs = random start."""
+    """Training of every student on the labels alone, before any method starts (the paper's A.3)."""
 
     epochs: int = Field(200, ge=0, le=MAX_EPOCHS)
     """Epochs; 0 starts the students from random weights."""
@@ -101,7 +101,7 @@ class WarmStartSection(Section):
 
 
 class OptimizerSection(Section):
-    """The students' SGD in the method's own stages (A.3)."""
+    """The students' SGD in the stages of the method (the paper's A.3)."""
 
     lr: float = Field(0.05, gt=0)
     """Learning rate."""
@@ -120,14 +120,14 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the steps of a stage: cosine to 0, or constant."""
+    """Learning rate over the steps of a stage."""
 
     name: Literal["cosine", "constant"] = "cosine"
     """Cosine to 0 over the steps of a stage, or constant."""
 
 
 class AugmentSection(Section):
-    """Training augmentation; its seed is the run's own unless set."""
+    """Training augmentation."""
 
     preset: Literal["none", "digits", "cifar", "tiny", "strong"] = "cifar"
     """`digits`: crops; `cifar`: crops, flips, mild colour changes; `tiny`: RandomResizedCrop, flips, mild colour
@@ -140,12 +140,12 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DistillSection(Section):
-    """Temperature; λ of Eq. 1 (kd, takd, dgkd, rmc; the others have no use for it); options of single methods."""
+    """Temperature; λ of Eq. 1 (used by kd, takd, dgkd and rmc); options of single methods."""
 
     tau: float = Field(2.0, gt=0)
     """Temperature τ of every KL term."""
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
-    """λ of Eq. 1: the teacher's share of the loss. The methods without λ ignore it."""
+    """The teacher's share of the loss, λ. Methods that have no λ ignore it."""
     total: float = Field(1.0, gt=0)
     """Total loss weight; kd's is 1."""
     drop: float = Field(0.0, ge=0, le=1)
@@ -163,7 +163,7 @@ class DistillSection(Section):
 
 
 class CoordinatorSection(Section):
-    """C-NET: its network, its optimiser and when it learns (§3.4, Algorithm 1)."""
+    """C-NET: its network, its optimiser and when it learns (the paper's §3.4, Algorithm 1)."""
 
     arch: str = "resnet32"
     """C-NET's network: `losses` (it sees each image's losses), `scalar` (learned numbers, no network), or an
@@ -205,7 +205,7 @@ class CoordinatorSection(Section):
 
 
 class CheckpointSection(Section):
-    """When to save besides each epoch's end: "20steps" or "2min"."""
+    """When to save, apart from the end of each epoch."""
 
     every: str | None = None
     """Also save after so many steps or so much time: `20steps`, `2min`."""

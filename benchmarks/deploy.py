@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.latency import hardware
+from mcd_cli.ladder.latency import hardware
 from mcd_cli.machine import processor
 
 

@@ -37,17 +37,18 @@ from joint_step import batches_of, seconds, spread
 from peers import TAU, PlainWay, TorchDistill, double_backward
 from torch import Tensor, nn
 
-from mcd_cli.cost import profile
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.evaluation import predictions
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.losses import instance_losses
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.models.students import in_pieces
-from mcd_cli.recipe import Recipe, load_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.models.cost import profile
+from mcd_cli.models.students import forward_in_chunks
+from mcd_cli.ops.losses import instance_losses
+from mcd_cli.recipe.loading import load_recipe
+from mcd_cli.recipe.schema import Recipe
 
 PEERS = ("plain", "torchdistill", "double_backward")
 WAIT = 2  # seconds in which a peer's workers read ahead, so that they are done before ours is timed
@@ -105,8 +106,8 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     teacher = trainer.teachers["teacher"]
     found = {"augment": timed(trainer, lambda: trainer.loader.augmentation(pixels, draws))}
     with torch.no_grad(), trainer.hardware.autocast():
-        found["teacher"] = timed(trainer, lambda: in_pieces(teacher, x))
-        guides = in_pieces(teacher, x).float()[:, None, None]
+        found["teacher"] = timed(trainer, lambda: forward_in_chunks(teacher, x))
+        guides = forward_in_chunks(teacher, x).float()[:, None, None]
     held: list[Tensor] = []
 
     def forward() -> None:
@@ -159,7 +160,7 @@ def convolutions(trainer: Trainer, batch: Batch) -> list[Callable[[], object]]:
     trainer.students(batch.images)
     with torch.no_grad():
         for teacher in teachers:
-            in_pieces(teacher, batch.images)
+            forward_in_chunks(teacher, batch.images)
         for coordinator in looking:
             coordinator(batch.images)
     for hook in hooks:

@@ -24,11 +24,11 @@ from joint_step import batches_of, spread
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Batch, Loader
+from mcd_cli.engine.cuda_graphs import Replayed
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.graph import Replayed
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
 
 
 def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:

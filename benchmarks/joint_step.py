@@ -29,14 +29,14 @@ from typing import Any
 import torch
 from peers import TAU, PlainWay
 
-from mcd_cli import meta
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.hardware import prepare
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.losses import instance_losses
-from mcd_cli.recipe import parse_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ops import meta_gradient
+from mcd_cli.ops.losses import instance_losses
+from mcd_cli.recipe.loading import parse_recipe
 
 BATCH = 400
 STEPS = 3  # timed at a time
@@ -127,7 +127,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
     def meta_step() -> None:
         guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
-        c = [meta.step_size(group, True) for group in trainer.optimizer.param_groups]
+        c = [meta_gradient.step_size(group, True) for group in trainer.optimizer.param_groups]
         validation = trainer.loader.validation_batch(0)
         trainer._update_coordinator(
             batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, guides, TAU), c

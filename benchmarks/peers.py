@@ -21,9 +21,9 @@ from torchvision.transforms import v2
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.trainer import Trainer, costs
-from mcd_cli.losses import cross_entropy, instance_losses
 from mcd_cli.models import build
-from mcd_cli.models.students import in_pieces
+from mcd_cli.models.students import forward_in_chunks
+from mcd_cli.ops.losses import cross_entropy, instance_losses
 
 TAU, LAMBDA = 2.0, 0.5
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.95}
@@ -148,7 +148,7 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
     students, kept = trainer.students, trainer.students.sync
     students.sync = trainer.coordinator.sync = nullcontext()  # torch's own BatchNorm can be derived twice
     with torch.no_grad():
-        z_teacher = in_pieces(trainer.teachers["teacher"], batch.images)[:, None, None]
+        z_teacher = forward_in_chunks(trainer.teachers["teacher"], batch.images)[:, None, None]
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
     z = _pure(students, theta, batch.images)
     guides = torch.cat([z_teacher] * (len(trainer.symbols) - 1), dim=2)

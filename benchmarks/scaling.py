@@ -27,9 +27,9 @@ from joint_step import STUDENTS, batches_of, spread
 from scaling_page import Reckoning, page
 from scipy.optimize import nnls
 
-from mcd_cli.cost import profile
 from mcd_cli.machine import processor
 from mcd_cli.models import build
+from mcd_cli.models.cost import profile
 from mcd_cli.models.students import freeze
 
 DEFAULTS: dict[str, Any] = {
@@ -64,7 +64,7 @@ def measured(point: dict[str, Any], repeats: int) -> dict[str, Any]:
     for name, meta in kinds.items():
         times = [step(trainer, batch, meta) for _ in range(2 + repeats)][2:]
         found[f"{name}_ms"] = spread([1e3 * t for t in times])
-    if trainer.processes.writes:
+    if trainer.processes.is_main:
         print(json.dumps(found), flush=True)
     trainer.processes.leave()
     return found

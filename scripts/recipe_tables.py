@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 
 from mcd_cli.errors import UserError
 from mcd_cli.methods import METHODS
-from mcd_cli.recipe import Recipe, parse_recipe
+from mcd_cli.recipe.loading import parse_recipe
+from mcd_cli.recipe.schema import Recipe
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
 BEGIN, END = "<!-- keys: written by scripts/recipe_tables.py -->", "<!-- keys: end -->"

@@ -105,7 +105,7 @@ def huge_png_text(folder: Path) -> None:
 
 
 def manifest(folder: Path) -> None:
-    from mcd_cli.ladder import load_ladder
+    from mcd_cli.ladder.manifest import load_ladder
 
     with (folder / "ladder.json").open("wb") as file:
         file.truncate(4 * GB)

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from mcd_cli.commands.export import export
-from mcd_cli.engine import trainer, views
+from mcd_cli.cli.export import export
+from mcd_cli.engine import teacher_logits, trainer
 from mcd_cli.engine.events import Event, Stepped
 from mcd_cli.engine.run import Options, Run
-from mcd_cli.ladder import Ladder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.methods.base import TEACHER
-from mcd_cli.recipe import Recipe, parse_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.recipe.loading import parse_recipe
+from mcd_cli.recipe.schema import Recipe
 
 torch.set_num_threads(1)
 
@@ -85,15 +86,15 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teachers_passes(patch: pytest.MonkeyPatch, counts: Callable[[nn.Module], bool] = lambda network: True) -> list[int]:
     """A list that grows by the images of each call of a teacher during training, of those that count."""
     found: list[int] = []
-    plain = trainer.in_pieces
+    plain = trainer.forward_in_chunks
 
     def note(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if counts(network):
             found.append(len(x))
         return plain(network, x)
 
-    patch.setattr(trainer, "in_pieces", note)
-    patch.setattr(views, "in_pieces", note)
+    patch.setattr(trainer, "forward_in_chunks", note)
+    patch.setattr(teacher_logits, "forward_in_chunks", note)
     return found
 
 

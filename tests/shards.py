@@ -15,8 +15,8 @@ from mcd_cli.engine.checkpoint import serialise
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import McdError
-from mcd_cli.recipe import parse_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.recipe.loading import parse_recipe
 
 NUM_STEPS = 20
 EVERY = 7  # C-NET learns at steps 0, 7 and 14

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mcd_cli.batch_norm import QuickForwardMode
-from mcd_cli.batch_norm_on_cpu import QuickOnCPU, _side_by_side
+from mcd_cli.ops.batch_norm import ForwardModeBatchNorm
+from mcd_cli.ops.batch_norm_cpu import NarrowBatchNorm, _side_by_side
 
 EPS = 1e-5
 
@@ -32,7 +32,7 @@ def torchs_own() -> AbstractContextManager[object]:
 @pytest.mark.parametrize("channels", [4, 6, 8, 16])
 def test_backward_and_running_statistics(channels: int) -> None:
     found = []
-    for mode in (torchs_own(), QuickOnCPU()):
+    for mode in (torchs_own(), NarrowBatchNorm()):
         x, weight, bias, direction, *_ = inputs(channels)
         assert _side_by_side(x)
         leaves = [t.requires_grad_() for t in (x, weight, bias)]
@@ -52,8 +52,8 @@ def test_forward_mode(channels: int, moves: tuple[bool, ...]) -> None:
     """Against torch's own derivative, with the quick pass inside the one of the meta step or alone."""
     values = inputs(channels)
     tangents = []
-    for mode in (nullcontext(), QuickOnCPU(), QuickForwardMode()):
-        with torch.no_grad(), forward_ad.dual_level(), mode, QuickOnCPU() if mode else nullcontext():
+    for mode in (nullcontext(), NarrowBatchNorm(), ForwardModeBatchNorm()):
+        with torch.no_grad(), forward_ad.dual_level(), mode, NarrowBatchNorm() if mode else nullcontext():
             pairs = zip(values[:3], values[3:], moves, strict=True)
             x, weight, bias = (forward_ad.make_dual(v, d) if moved else v for v, d, moved in pairs)
             y = F.batch_norm(x, None, None, weight, bias, True, 0.1, EPS)
@@ -66,11 +66,11 @@ def test_float32_is_no_worse_than_torchs_own() -> None:
     x, weight, bias, *_ = inputs(8)
     exact = F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS)
     error = {}
-    for mode in (torchs_own(), QuickOnCPU()):
+    for mode in (torchs_own(), NarrowBatchNorm()):
         with mode:
             y = F.batch_norm(x.float(), None, None, weight.float(), bias.float(), True, 0.0, EPS)
         error[type(mode)] = float((y - exact).abs().max())
-    assert error[QuickOnCPU] <= max(2 * error[nullcontext], 1e-6)
+    assert error[NarrowBatchNorm] <= max(2 * error[nullcontext], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_float32_is_no_worse_than_torchs_own() -> None:
 def test_elsewhere_it_is_torchs_kernel(x: Tensor) -> None:
     assert not _side_by_side(x)
     norm = nn.BatchNorm2d(x.shape[1])
-    with QuickOnCPU():
+    with NarrowBatchNorm():
         y = norm(x.requires_grad_())
     assert y.grad_fn.name() == "NativeBatchNormBackward0"

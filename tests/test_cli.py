@@ -15,10 +15,10 @@ import torch
 from conftest import TINY, tiny_recipe
 from PIL import Image
 
-from mcd_cli import cli
+from mcd_cli.cli import app
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models import build
 from mcd_cli.models.teacher_file import save_model
-from mcd_cli.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +27,7 @@ def mcd(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     """What the shell sees of `mcd args`, in this process."""
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert isinstance(end.value.code, int)
     return end.value.code
 
@@ -190,7 +190,7 @@ def test_a_locked_folder(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     """Another process writes to it."""
     (place / "run").mkdir()
     code = (
-        "import sys; from mcd_cli.run_folder import RunFolder; from mcd_cli.recipe import load_recipe\n"
+        "import sys; from mcd_cli.ladder.folder import RunFolder; from mcd_cli.recipe.loading import load_recipe\n"
         "folder = RunFolder.create('run', load_recipe('tiny.toml', {})); print('locked', flush=True); sys.stdin.read()"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -14,20 +14,20 @@ from conftest import signal_at, teachers_passes, tiny_recipe, train
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from mcd_cli import cli
-from mcd_cli.comparison.conduct import Comparison
+from mcd_cli.cli import app
 from mcd_cli.comparison.figures import cohorts, draw_cohorts, gains_over_closest
 from mcd_cli.comparison.paper import blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
+from mcd_cli.comparison.runner import Comparison
 from mcd_cli.comparison.tables import markdown
-from mcd_cli.contenders import Contender, find_contenders
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.errors import Interrupted, UserError
-from mcd_cli.ladder import load_ladder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.manifest import load_ladder
 from mcd_cli.models import build
-from mcd_cli.recipe import Recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.recipe.overlays import Contender, find_contenders
+from mcd_cli.recipe.schema import Recipe
 
 
 def make(plan: Plan, folder: Path, emit: Callable[[Event], None] = lambda event: None) -> Comparison:
@@ -345,7 +345,7 @@ def test_papers_figures_stand_only_beside_its_settings() -> None:
 def mcd(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert isinstance(end.value.code, int)
     return end.value.code
 
@@ -419,7 +419,7 @@ def test_an_interruption_names_the_way_back(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGTERM in the midst of a cell: exit 130, and the command that goes on; the same command again does, too."""
-    from mcd_cli.report import View
+    from mcd_cli.cli.progress import View
 
     stop = signal_at("distill", 2)
     seen = View.__call__

@@ -8,9 +8,9 @@ import pytest
 from conftest import tiny_recipe
 
 from mcd_cli.comparison.plan import Plan, identity, kd_link
-from mcd_cli.contenders import Contender, contender_names, find_contenders
 from mcd_cli.errors import UserError
-from mcd_cli.recipe import lay_over
+from mcd_cli.recipe.loading import lay_over
+from mcd_cli.recipe.overlays import Contender, contender_names, find_contenders
 
 
 def overlay(folder: Path, name: str, content: str) -> str:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcd_cli.commands.profile import parse_shape
-from mcd_cli.commands.profile import profile as profile_command
-from mcd_cli.cost import profile
+from mcd_cli.cli.profile import parse_shape
+from mcd_cli.cli.profile import profile as profile_command
+from mcd_cli.comparison.paper import TABLE_3, agrees
 from mcd_cli.errors import UserError
 from mcd_cli.models import ARCHITECTURES, build
-from mcd_cli.table_3 import TABLE_3, agrees
+from mcd_cli.models.cost import profile
 
 # MACs (in millions, to the digits that are known) and parameters: on CIFAR-100, then on Tiny-ImageNet.
 KNOWN = {

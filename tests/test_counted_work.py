@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
 
 HOST_SYNC = "aten._local_scalar_dense"  # .item(), bool(tensor): on a GPU the host waits
 STUDENTS = ["resnet10-xxs", "resnet10-xxxs"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mcd_cli import cli
+from mcd_cli.cli import app
 from mcd_cli.data import load_dataset
 
 NAME = "resnet10-xxs"
@@ -32,7 +32,7 @@ def mcd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     """Exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert isinstance(end.value.code, int)
     said = capsys.readouterr()
     assert "Traceback" not in said.err
@@ -100,7 +100,7 @@ def test_refusals(
 def test_a_gate_that_refuses_exits_with_4(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mcd_cli.export.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
+    monkeypatch.setattr("mcd_cli.export.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
     code, out, err = mcd(monkeypatch, capsys, "export", "--int8")
     assert (code, out) == (4, "")
     assert "the exported file differs from the model (largest logit difference" in err.splitlines()[-1]
@@ -111,9 +111,9 @@ def test_a_gate_that_refuses_exits_with_4(
 
 def test_predict_needs_no_torch_once_exported(runs: Path) -> None:
     code = (
-        "import sys; sys.argv = ['mcd', 'predict', 'digit.png']\nfrom mcd_cli import cli\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+        "import sys; sys.argv = ['mcd', 'predict', 'digit.png']\nfrom mcd_cli.cli import app\n"
+        "try:\n    app.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(app.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False", done.stderr

@@ -21,10 +21,10 @@ from conftest import tiny_recipe
 from PIL import Image
 from typer.exceptions import TyperException
 
-from mcd_cli import cli
+from mcd_cli.cli import app as cli
 from mcd_cli.errors import UserError
 from mcd_cli.methods import METHODS
-from mcd_cli.recipe import load_recipe, parse_setting
+from mcd_cli.recipe.loading import load_recipe, parse_setting
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

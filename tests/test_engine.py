@@ -16,14 +16,15 @@ from torch.func import functional_call
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.engine.events import EpochEnded, Event, StageEnded, Stepped, Warned
-from mcd_cli.engine.run import Run, degenerate
+from mcd_cli.engine.run import Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, RunFailed
-from mcd_cli.losses import instance_losses
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.metrics import degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
 from mcd_cli.models import ARCHITECTURES
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ops.losses import instance_losses
 
 
 def trainer_of(tmp_path: Path, **changes: object) -> Trainer:
@@ -207,7 +208,7 @@ def test_the_meta_step_sees_the_real_steps_masks(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("mcd_cli.engine.trainer.instance_losses", note)
     monkeypatch.setattr(
-        "mcd_cli.meta.directional_losses",
+        "mcd_cli.ops.meta_gradient.directional_losses",
         lambda students, theta, v, x, losses: losses(functional_call(students, theta, (x,))).detach(),
     )
     trainer.step(next(iter(trainer.loader.epoch(0))))

@@ -15,13 +15,13 @@ import torch
 from conftest import tiny_recipe, train
 from torch import Tensor, nn
 
-from mcd_cli.commands.export import export
+from mcd_cli.cli.export import export
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export import export_onnx, judge, to_onnx
-from mcd_cli.ladder import Ladder, load_ladder
+from mcd_cli.export.onnx_file import export_onnx, judge, to_onnx
+from mcd_cli.ladder.manifest import Ladder, load_ladder
+from mcd_cli.ladder.session import open_session
 from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
-from mcd_cli.session import open_session
 
 
 @pytest.fixture(scope="module")

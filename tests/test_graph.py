@@ -24,16 +24,16 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import read_state
+from mcd_cli.engine.cuda_graphs import NUM_FIRST, Graphs, Replayed, Work
 from mcd_cli.engine.evaluation import each_logits
 from mcd_cli.engine.events import Event, Stepped, Warned
-from mcd_cli.engine.graph import NUM_FIRST, Graphs, Replayed, Work
 from mcd_cli.engine.run import Options, Run
 from mcd_cli.errors import Interrupted, RunFailed
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import Step
 from mcd_cli.methods.kd import KD
 from mcd_cli.models import ARCHITECTURES
-from mcd_cli.run_folder import RunFolder
 
 FROM_HOST = "aten.lift_fresh"  # torch.tensor(…), new_tensor(…): on a GPU a copy from the host
 

@@ -9,8 +9,8 @@ import torch
 from conftest import make_run
 from test_cli import image_folder
 
-from mcd_cli.recipe import load_recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.recipe.loading import load_recipe
 
 TORCHVISION = {"teacher.arch": "resnet8x4", "students": ["small=torchvision:mobilenet_v3_small", "resnet10-xxs"]}
 

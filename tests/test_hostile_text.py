@@ -29,16 +29,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mcd_cli import quantities
-from mcd_cli.budget import Budget
-from mcd_cli.commands.select import select
-from mcd_cli.console import talk
+from mcd_cli.cli.select import select
 from mcd_cli.data import find_folder
 from mcd_cli.errors import LONGEST, UserError
-from mcd_cli.ladder import find_run, load_ladder
+from mcd_cli.ladder.budget import Budget
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.manifest import find_run, load_ladder
 from mcd_cli.norms import parse_norm
-from mcd_cli.recipe import MAX_BYTES, Recipe, load_recipe, name_students, parse_recipe, parse_setting
-from mcd_cli.report import caption, ladder_table
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.recipe.loading import MAX_BYTES, load_recipe, parse_recipe, parse_setting
+from mcd_cli.recipe.schema import Recipe, name_students
+from mcd_cli.reporting.console import talk
+from mcd_cli.reporting.ladder_table import caption, ladder_table
 
 TINY = tiny_recipe().model_dump(mode="json", exclude_none=True)
 SHIPPED = [path.read_bytes() for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))]

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.engine.run import Run
 from mcd_cli.errors import Interrupted, UserError
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
 from mcd_cli.models import build
-from mcd_cli.run_folder import RunFolder
 
 LARGE, MIDDLE, SMALL = "resnet10-xs", "resnet10-xxs", "resnet10-xxxs"
 LADDER = [SMALL, LARGE, MIDDLE]  # a recipe's order is nobody's business

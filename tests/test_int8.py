@@ -13,16 +13,16 @@ import pytest
 import torch
 from conftest import timing
 
-from mcd_cli import int8
-from mcd_cli.budget import Budget
-from mcd_cli.commands.export import export
-from mcd_cli.commands.select import select
+from mcd_cli.cli.export import export
+from mcd_cli.cli.select import select
 from mcd_cli.data import load_dataset
-from mcd_cli.entries import Timing
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.int8 import Verdict, speed
-from mcd_cli.ladder import load_ladder
-from mcd_cli.latency import hardware
+from mcd_cli.export import int8
+from mcd_cli.export.int8 import Verdict, speed
+from mcd_cli.ladder.budget import Budget
+from mcd_cli.ladder.latency import hardware
+from mcd_cli.ladder.manifest import load_ladder
+from mcd_cli.ladder.schema import Timing
 
 NAME = "resnet10-xxs"
 

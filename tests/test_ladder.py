@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from mcd_cli import typed_json
-from mcd_cli.budget import Budget, choose
 from mcd_cli.errors import NothingFits, UserError
-from mcd_cli.forms import Form
-from mcd_cli.ladder import Ladder, StudentEntry, find_run, load_ladder
-from mcd_cli.latency import hardware
+from mcd_cli.ladder import typed_json
+from mcd_cli.ladder.budget import Budget, choose
+from mcd_cli.ladder.latency import hardware
+from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
+from mcd_cli.ladder.schema import StudentEntry
+from mcd_cli.ladder.variants import Form
 from mcd_cli.models import build
 
 few = settings(max_examples=80, derandomize=True, database=None, deadline=None)

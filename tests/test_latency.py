@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import timing
 
-from mcd_cli.commands.latency import parse_batches
-from mcd_cli.commands.profile import profile
-from mcd_cli.entries import Timing
+from mcd_cli.cli.profile import profile
 from mcd_cli.errors import UserError
-from mcd_cli.ladder import load_ladder
-from mcd_cli.latency import hardware, measure, remembered
+from mcd_cli.export.latency import parse_batches
+from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.manifest import load_ladder
+from mcd_cli.ladder.schema import Timing
 
 NAME = "resnet10-xxs"
 
@@ -62,7 +62,7 @@ def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: 
     assert len(kept) == 4
     limit = 1.1 * max(t.p99_ms for t in kept if t.batch == 1)
     code = (
-        "import sys; from mcd_cli.commands.select import select;"
+        "import sys; from mcd_cli.cli.select import select;"
         f"select({str(run)!r}, max_latency={limit}, percentile='p99');"
         "print([name for name in ('torch', 'numpy', 'onnxruntime') if name in sys.modules])"
     )

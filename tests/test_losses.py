@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mcd_cli.losses import cross_entropy, distillation, instance_losses, pooled
+from mcd_cli.ops.losses import cross_entropy, distillation, instance_losses, pooled
 
 N, K, G, C, TAU = 7, 3, 2, 5, 2.0
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mcd_cli import meta
-from mcd_cli.losses import instance_losses, pooled
+from mcd_cli.ops import meta_gradient
+from mcd_cli.ops.losses import instance_losses, pooled
 
 C, N, M = 5, 8, 6
 
@@ -120,16 +120,16 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
 
     # ours: the real step, then one gradient of L_val and one forward-mode pass
     c = [
-        meta.step_size(group, optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None)
+        meta_gradient.step_size(group, optimizer.state.get(group["params"][0], {}).get("momentum_buffer") is not None)
         for group in optimizer.param_groups
     ]
     optimizer.zero_grad()
     (w * losses(students(x), y, guides)).sum(dim=(1, 2)).mean().backward()
     optimizer.step()
     buffers_before = {name: b.clone() for name, b in students.named_buffers()}
-    v = meta.validation_gradient(students, x_val, y_val)
-    directional = meta.directional_losses(students, theta, v, x, lambda z: losses(z, y, guides))
-    ours = meta.weight_gradient(directional, c)
+    v = meta_gradient.validation_gradient(students, x_val, y_val)
+    directional = meta_gradient.directional_losses(students, theta, v, x, lambda z: losses(z, y, guides))
+    ours = meta_gradient.weight_gradient(directional, c)
 
     for name, p in students.named_parameters():
         torch.testing.assert_close(p.detach(), theta_new[name].detach(), rtol=1e-12, atol=1e-14)
@@ -163,11 +163,11 @@ def test_two_parameters_by_hand() -> None:
     (w * instance_losses(student(x), y, None, tau=2.0)).sum().backward()
     optimizer.step()
     assert student.ab.tolist() == pytest.approx([eta * w, -eta * w])
-    v = meta.validation_gradient(student, x_val, y)
-    d = meta.directional_losses(student, theta, v, x, lambda z: instance_losses(z, y, None, tau=2.0))
+    v = meta_gradient.validation_gradient(student, x_val, y)
+    d = meta_gradient.directional_losses(student, theta, v, x, lambda z: instance_losses(z, y, None, tau=2.0))
     expected = -2 * eta / (1 + torch.tensor(2 * eta * w).exp().item())
-    assert meta.weight_gradient(d, eta).item() == pytest.approx(expected, rel=1e-6)
-    assert meta.weight_gradient(d, 1.0).item() == pytest.approx(expected / eta, rel=1e-6)
+    assert meta_gradient.weight_gradient(d, eta).item() == pytest.approx(expected, rel=1e-6)
+    assert meta_gradient.weight_gradient(d, 1.0).item() == pytest.approx(expected / eta, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_two_parameters_by_hand() -> None:
     ],
 )
 def test_step_size(group: dict, has_buffer: bool, c: float) -> None:
-    assert meta.step_size(group, has_buffer) == pytest.approx(c)
+    assert meta_gradient.step_size(group, has_buffer) == pytest.approx(c)
 
 
 def test_dropout_on_channels_last_maps() -> None:
@@ -203,5 +203,5 @@ def test_dropout_on_channels_last_maps() -> None:
         for s in squares
     ]
     torch.manual_seed(5)
-    found = meta.directional_losses(model, theta, v, x, lambda z: z.square().sum(dim=1)[:, None, None])
+    found = meta_gradient.directional_losses(model, theta, v, x, lambda z: z.square().sum(dim=1)[:, None, None])
     torch.testing.assert_close(found[:, 0], torch.stack(expected))

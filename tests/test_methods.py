@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mcd_cli.errors import UserError
-from mcd_cli.losses import instance_losses
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
+from mcd_cli.methods.settings import DistillSection
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.recipe import DistillSection, parse_recipe
+from mcd_cli.ops.losses import instance_losses
+from mcd_cli.recipe.loading import parse_recipe
 from mcd_cli.seeds import generator
 
 N, C, TAU = 6, 4, 2.0

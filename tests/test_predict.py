@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mcd_cli import load_ladder
-from mcd_cli.commands.predict import found, predict
+from mcd_cli.cli.predict import found, predict
 from mcd_cli.data import load_dataset
 from mcd_cli.errors import NothingFits, UserError
 

@@ -16,8 +16,8 @@ from mcd_cli.engine.preflight import bar, check_teacher
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.teacher import Teacher, about, read_teacher
 from mcd_cli.errors import GateRefused
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.teacher_file import save_model
-from mcd_cli.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(("num_images", "num_classes"), [(270, 10), (600, 100), (50, 2), (1000, 200)])

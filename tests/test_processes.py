@@ -19,9 +19,9 @@ from torch.func import functional_call
 
 import mcd_cli
 from mcd_cli.engine.checkpoint import read_state
-from mcd_cli.losses import instance_losses, pooled
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students
+from mcd_cli.ops.losses import instance_losses, pooled
 
 WORLD = 2
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mcd_cli.commands.distill import Asked, resolve
+from mcd_cli.cli.distill import Asked, resolve
 from mcd_cli.errors import UserError
-from mcd_cli.recipe import Recipe, load_recipe, name_students, parse_recipe, parse_setting, recipe_names
+from mcd_cli.recipe.loading import load_recipe, parse_recipe, parse_setting, recipe_names
+from mcd_cli.recipe.schema import Recipe, name_students
 
 
 @pytest.mark.parametrize("name", recipe_names())

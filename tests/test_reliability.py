@@ -18,12 +18,12 @@ from conftest import finished, go_on, signal_at, tiny_recipe, train
 from mcd_cli import files
 from mcd_cli.data import pixels
 from mcd_cli.engine import evaluation, trainer
+from mcd_cli.engine.checkpointer import Saver
 from mcd_cli.engine.events import Event, Said, Stepped, Warned
 from mcd_cli.engine.run import Options, Run
-from mcd_cli.engine.saver import Saver
 from mcd_cli.errors import McdError, RunFailed, UserError
-from mcd_cli.ladder import Ladder
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.manifest import Ladder
 
 Where = tuple[Any, str]
 
@@ -68,7 +68,7 @@ def is_between_stages(saver: Saver, trainer: Any) -> bool:
 FAILPOINTS = {
     "in the first step": ((trainer, "instance_losses"), 1),
     "in a step": ((trainer, "instance_losses"), 7),
-    "in a meta step": ((trainer.meta, "directional_losses"), 3),
+    "in a meta step": ((trainer.meta_gradient, "directional_losses"), 3),
     "between a state's temporary file and its name": ((files.os, "replace"), 3, is_state),
     "between a stage's result and its state": ((Saver, "save"), 1, is_between_stages),
     "in evaluation": ((trainer, "predictions"), 2),

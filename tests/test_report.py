@@ -15,11 +15,12 @@ import pytest
 from conftest import tiny_recipe, train
 from PIL import Image
 
-from mcd_cli.commands.profile import profile
-from mcd_cli.commands.report import report
+from mcd_cli.cli.profile import profile
+from mcd_cli.cli.report import report
 from mcd_cli.errors import UserError
-from mcd_cli.ladder import Ladder, load_ladder
-from mcd_cli.pictures import draw, ladder_figure, read_metrics, training_figure
+from mcd_cli.ladder.manifest import Ladder, load_ladder
+from mcd_cli.ladder.metrics import read_metrics
+from mcd_cli.reporting.plots import draw, ladder_figure, training_figure
 
 
 @pytest.fixture(scope="module")

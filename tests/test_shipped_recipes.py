@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from mcd_cli.recipe import (
-    CoordinatorSection,
-    Recipe,
-    load_recipe,
-    parse_recipe,
-    read_changes,
-    recipe_names,
-    recipes_folder,
-)
+from mcd_cli.recipe.loading import load_recipe, parse_recipe, read_changes, recipe_names, recipes_folder
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe
 
 FOLDER = recipes_folder()
 OVERLAYS = sorted(path for kind in ("controls", "ablations") for path in (FOLDER / kind).rglob("*.toml"))

@@ -16,14 +16,14 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_leaving_writes_everything_first() -> None:
     done = run(
-        "import sys\nfrom mcd_cli.start import leave\n"
+        "import sys\nfrom mcd_cli.cli.startup import leave\n"
         "print('x' * 300_000, end='')\nprint('y', end='', file=sys.stderr)\nleave(3)"
     )
     assert (done.returncode, len(done.stdout), done.stderr) == (3, 300_000, "y")
 
 
 def test_leaving_when_the_reader_has_left() -> None:
-    code = "import sys\nfrom mcd_cli.start import leave\nsys.stdin.read()\nprint('x' * 9)\nleave(4)"
+    code = "import sys\nfrom mcd_cli.cli.startup import leave\nsys.stdin.read()\nprint('x' * 9)\nleave(4)"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen([sys.executable, "-c", code], env=buffered, **PIPES)
     assert process.stdout is not None
@@ -35,7 +35,7 @@ def test_leaving_when_the_reader_has_left() -> None:
 
 def test_only_the_first_imports_are_frozen() -> None:
     done = run(
-        "import gc\nfrom mcd_cli.start import quick_imports\n"
+        "import gc\nfrom mcd_cli.cli.startup import quick_imports\n"
         "with quick_imports():\n    assert not gc.isenabled()\n    import torch\n"
         "frozen = gc.get_freeze_count()\nassert frozen > 100_000 and gc.isenabled()\n"
         "with quick_imports():\n    assert gc.isenabled()\n    garbage = [[] for _ in range(1000)]\n"

@@ -12,10 +12,10 @@ import torch
 from conftest import make_run, tiny_recipe, train
 from torch import Tensor
 
-from mcd_cli.engine.weighed import NUM_EXTREMES, Weighed
+from mcd_cli.engine.instance_weights import NUM_EXTREMES, Weighed
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.run_folder import RunFolder
-from mcd_cli.story import draw_story
+from mcd_cli.reporting.coordinator_plot import draw_story
 
 RECIPE = tiny_recipe(epochs=3, label_noise=0.2, coordinator={"every": 1, "lr": 0.01})
 

@@ -9,9 +9,9 @@ import torch
 from conftest import finished, go_on, make_run, signal_at, teachers_passes, tiny_recipe, train
 
 from mcd_cli.data.cache import cache_root
-from mcd_cli.engine import views
+from mcd_cli.engine import teacher_logits
 from mcd_cli.errors import Interrupted
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.ladder.folder import RunFolder
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_rows_are_by_sample_id(tmp_path: Path) -> None:
     with RunFolder.create(str(tmp_path / "x"), recipe) as folder:
         run = make_run(recipe, folder)
     assert run.teacher is not None
-    table = views.Views(run.teacher, run.loader, run.hardware, 2, lambda event: None)
+    table = teacher_logits.Views(run.teacher, run.loader, run.hardware, 2, lambda event: None)
     for epoch in (0, 3):
         batch = next(iter(run.loader.epoch(epoch, views=2)))
         said = run.teacher.network(batch.images)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +14,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mcd_cli.comparison.plan import Cell, differing, kd_link
-from mcd_cli.comparison.sharing import Engine, Shared, open_run
+from mcd_cli.comparison.shared import Engine, Shared, open_run
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.events import EpochEnded, Event, Listener, StageStarted
 from mcd_cli.engine.results import WARM_START, Result
 from mcd_cli.engine.run import Run
 from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
-from mcd_cli.ladder import MANIFEST, Ladder, load_ladder
+from mcd_cli.ladder.folder import CHECKPOINT, MANIFEST, METRICS, PREDICTIONS, RECIPE
+from mcd_cli.ladder.manifest import Ladder, load_ladder
+from mcd_cli.ladder.metrics import read_lines
 from mcd_cli.methods.base import TEACHER
-from mcd_cli.recipe import Recipe, load_recipe
-from mcd_cli.run_folder import CHECKPOINT, METRICS, PREDICTIONS, RECIPE
+from mcd_cli.recipe.loading import load_recipe
+from mcd_cli.recipe.schema import Recipe
 
 CELLS = "cells"
 SECONDS = "seconds.jsonl"
@@ -186,7 +187,7 @@ def _weights(path: Path) -> tuple[dict[str, float], int]:
     """Each student's total loss weight, averaged over the method's epochs, and the updates of each C-NET."""
     totals: dict[str, list[float]] = {}
     updates: dict[str, int] = {}
-    for record in _lines(path / METRICS):
+    for record in read_lines(path / METRICS):
         if record["stage"] in (TEACHER, WARM_START):
             continue
         updates[record["stage"]] = record["coordinator_updates"]
@@ -196,11 +197,5 @@ def _weights(path: Path) -> tuple[dict[str, float], int]:
 
 
 def _seconds(path: Path) -> float | None:
-    lines = [line for line in _lines(path / SECONDS) if line["stage"] not in (TEACHER, WARM_START)]
+    lines = [line for line in read_lines(path / SECONDS) if line["stage"] not in (TEACHER, WARM_START)]
     return sum(float(line["seconds"]) for line in lines) if lines else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -16,7 +16,8 @@ from mcd_cli.comparison.cells import Trained
 from mcd_cli.comparison.plan import Plan, differing
 from mcd_cli.comparison.statistics import LEVEL, RESAMPLES, Contrast, contrasts
 from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, ask, claimed, sentences, subjects_of
-from mcd_cli.recipe import Recipe, lay_over
+from mcd_cli.recipe.loading import lay_over
+from mcd_cli.recipe.schema import Recipe
 
 SCHEMA = 1
 ENDPOINT = "test accuracy at the last epoch, averaged over students"

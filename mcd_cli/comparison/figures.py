@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mcd_cli.comparison.verdict import SUBJECT
-from mcd_cli.contenders import PAPERS_METHODS
+from mcd_cli.recipe.overlays import PAPERS_METHODS
+from mcd_cli.reporting.style import GREY
 
 GAINS, COHORTS = "gains", "cohorts"
-GREY = "#777777"
 
 Document = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The paper's own figures (Tables 1, 2 and 4), to stand beside ours where the setting is one of the paper's."""
+"""The paper's own figures, to stand beside ours: Tables 1, 2 and 4 (accuracy, in paper.toml), Table 3 (cost)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.recipe import Recipe
+from mcd_cli.recipe.schema import Recipe
 
-FILE = Path(__file__).parent.parent / "paper.toml"
+FILE = Path(__file__).with_name("paper.toml")  # Tables 1, 2 and 4
+
+Shape = tuple[int, int, int]
+SHAPES: dict[str, tuple[Shape, int]] = {
+    "CIFAR-100": ((3, 32, 32), 100),
+    "Tiny-ImageNet": ((3, 64, 64), 200),
+}
+# (MACs, params) of each architecture on each data set
+TABLE_3 = {
+    "resnet10-xxs": (("2 M", "13 K"), ("8 M", "15 K")),
+    "resnet10-xs": (("3 M", "28 K"), ("12 M", "31 K")),
+    "resnet10-s": (("4 M", "84 K"), ("16 M", "90 K")),
+    "resnet10-m": (("16 M", "320 K"), ("64 M", "333 K")),
+    "resnet10-l": (("64 M", "1.25 M"), ("255 M", "1.28 M")),
+    "resnet10": (("253 M", "4.92 M"), ("1013 M", "5 M")),
+    "resnet18": (("555 M", "11.22 M"), ("2221 M", "11.27 M")),
+    "resnet34": (("1159 M", "21.32 M"), ("4637 M", "21.38 M")),
+}
 
 
 def blocks() -> list[dict[str, Any]]:
@@ -45,3 +62,10 @@ def _covers(students: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether ours are the block's, or some of them (the paper trains resnet10-xxxs, too, and does not print it)."""
     ours = set(recipe.students.values())
     return bool(ours & set(students)) and ours <= {*students, "resnet10-xxxs"}
+
+
+def agrees(value: int, printed: str) -> bool:
+    """Whether a printed figure ("4.92 M") is the value, rounded or truncated to as many digits."""
+    digits, unit = printed.split()
+    step = {"K": 10**3, "M": 10**6}[unit] // 10 ** len(digits.partition(".")[2])
+    return int(digits.replace(".", "")) in (value // step, (2 * value + step) // (2 * step))

@@ -10,13 +10,15 @@ from typing import Any
 
 import tomli_w
 
-from mcd_cli.contenders import Contender
 from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
 from mcd_cli.methods import METHODS
-from mcd_cli.recipe import CoordinatorSection, DistillSection, Recipe, parse_recipe
+from mcd_cli.methods.settings import DistillSection
+from mcd_cli.recipe.loading import parse_recipe
+from mcd_cli.recipe.overlays import Contender
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe
 
-PLAN = "comparison.toml"
+PLAN, DOCUMENT, MARKDOWN = "comparison.toml", "comparison.json", "comparison.md"
 
 ALONE = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
 """What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mcd_cli.quantities import show_time
+from mcd_cli.reporting.table import Sheet
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text; best: the places (row, column) that are printed bold."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-
-    def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", _line(self.columns), _line(["---"] + ["---:"] * (len(self.columns) - 1))]
-        for i, row in enumerate(self.rows):
-            lines.append(_line([f"**{cell}**" if (i, j) in self.best else cell for j, cell in enumerate(row)]))
-        return "\n".join(lines)
 
 
 def sheets(document: Mapping[str, Any]) -> list[Sheet]:
@@ -198,7 +182,3 @@ def _shown(contrast: Mapping[str, Any] | None, show: Callable[[Mapping[str, Any]
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,4 +1,7 @@
-"""Data sets by name. This table is torch-free; `load_dataset` imports the one reader it needs."""
+"""Data sets by name, decoded, split and augmented. This table is torch-free; `load_dataset` imports one reader.
+
+To add a data set: a reader that returns `Decoded`, and a row below; splits and augmentation are functions of seeds.
+"""
 
 from __future__ import annotations
 
@@ -79,15 +82,15 @@ def load_dataset(
     from mcd_cli.data import memory
     from mcd_cli.data.dataset import Request, assemble
 
-    most = memory.available() // 2 if max_memory is None else max_memory
+    max_bytes = memory.available() // 2 if max_memory is None else max_memory
     if folder is None:
         root = None if data_root is None else as_path(data_root)
-        decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report, most))
+        decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report, max_bytes))
     else:
         from mcd_cli.data.folder import read
         from mcd_cli.data.listing import check_text
 
         name = os.path.basename(os.path.realpath(folder)) or "folder"
         check_text(name, str(folder))
-        decoded = read(Request(folder, image_size, skip_bad_images, report, most))
+        decoded = read(Request(folder, image_size, skip_bad_images, report, max_bytes))
     return assemble(name, decoded, split_seed=split_seed, label_noise=label_noise)

@@ -22,7 +22,6 @@ MAX_BYTES = 2 * 10**9  # unpacked; the largest official archive makes 0.5 GB
 MAX_MEMBERS = 500_000  # the largest official archive has 120,209
 MAX_DEPTH = 20  # folders above a member
 BLOCK = 2**16  # bytes read at a time, and what a member's header may have at most
-SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 Member = tuple[str, Callable[[], IO[bytes]] | None]  # name, and how to open it (None: a folder)
 

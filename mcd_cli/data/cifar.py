@@ -78,7 +78,7 @@ def read(cifar: Cifar, request: Request) -> Decoded:
             raise UserError(f"{cifar.title} in {str(place)!r} lacks the file {name!r}")
     key = (cifar.title, str(request.image_size), *(stamp(place / name) for name in layout.files))
     decoded = cached(
-        key, cifar.classes, lambda: _chunks(cifar, layout, place, request), [], request.report, request.most
+        key, cifar.classes, lambda: _chunks(cifar, layout, place, request), [], request.report, request.max_bytes
     )
     return replace(decoded, norm=cifar.norm)
 

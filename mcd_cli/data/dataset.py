@@ -30,7 +30,7 @@ class Request:
     image_size: int | None
     skip_bad_images: bool
     report: Callable[[str], None]
-    most: int = 2**62  # bytes of images held in memory; a larger data set is mapped from the cache
+    max_bytes: int = 2**62  # bytes of images held in memory; a larger data set is mapped from the cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,15 +102,15 @@ def _transfer(download: Download, part: Path, report: Callable[[str], None]) -> 
         have, total = _range(response, have)
         size = f" of {total / 1e6:.0f}" if total is not None else ""
         report(f"downloading {download.name} from {urlsplit(download.url).hostname}: {have / 1e6:.0f}{size} MB")
-        said = time.monotonic()
+        last_report = time.monotonic()
         with _local(lambda: part.open("r+b" if part.exists() else "w+b")) as file:
             _local(lambda: file.truncate(have))
             file.seek(have)
             while block := response.read(BLOCK):
                 _local(partial(file.write, block))
                 have += len(block)
-                if time.monotonic() - said > REPORT_EVERY:
-                    said = time.monotonic()
+                if time.monotonic() - last_report > REPORT_EVERY:
+                    last_report = time.monotonic()
                     report(f"  {download.name}: {have / 1e6:.0f}{size} MB")
             _local(file.flush)
     if total is not None and have != total:  # a closed connection reads like an end

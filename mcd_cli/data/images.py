@@ -50,7 +50,12 @@ def decode(listing: Listing, request: Request) -> Decoded:
 
     def build(side: int | None, notes: list[str]) -> Decoded:
         return cached(
-            key, listing.classes, lambda: _chunks(listing, side, request, notes), notes, request.report, request.most
+            key,
+            listing.classes,
+            lambda: _chunks(listing, side, request, notes),
+            notes,
+            request.report,
+            request.max_bytes,
         )
 
     try:
@@ -68,7 +73,7 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
         run = pool.map if sum(file.size for file in files) > SMALL_BYTES * len(files) else map
         attempt = partial(_attempt, root=listing.root, side=side or _first_side(listing), exact=side is None)
         request.report(f"decoding {len(files)} images; done once, then cached")
-        said = time.monotonic()
+        last_report = time.monotonic()
         length = max(1, min(1024, CHUNK_BYTES // (3 * attempt.keywords["side"] ** 2)))
         for start in range(0, len(files), length):
             window = range(start, min(start + length, len(files)))
@@ -87,8 +92,8 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
                     )
             if good:
                 yield Chunk(np.stack(pixels), listing.labels[good], listing.parts[good])
-            if time.monotonic() - said > REPORT_EVERY:
-                said = time.monotonic()
+            if time.monotonic() - last_report > REPORT_EVERY:
+                last_report = time.monotonic()
                 request.report(f"  {window.stop} of {len(files)} decoded")
     if bad:
         first = ", ".join(repr(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")

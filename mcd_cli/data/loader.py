@@ -14,7 +14,7 @@ from mcd_cli.data.augment import Augmentation, draws_of_epoch
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.pixels import InMemory, Pixels, Streamed
 from mcd_cli.errors import UserError
-from mcd_cli.processes import ALONE, Processes
+from mcd_cli.ops.distributed import SINGLE_PROCESS, Processes
 from mcd_cli.seeds import generator
 
 CHUNK = 2**26  # bytes of float32 images that are augmented at once on a GPU, ahead of the steps that use them
@@ -54,7 +54,7 @@ class Loader:
         augmentation: Augmentation,
         augment_seed: int,
         device: torch.device,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         memory: int | None = None,
         ahead: int | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Loader:
         order = self._beside_pixels(train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))])
         draws = self._beside_pixels(self._draws(epoch % views if views else epoch))
         batches = [
-            self.processes.own(order[step * self.batch_size : (step + 1) * self.batch_size])
+            self.processes.shard(order[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(self.num_steps)
         ]
         # from `start` or before it: chunks are the same wherever the epoch is taken up, so their arithmetic is, too
@@ -114,12 +114,12 @@ class Loader:
         size = min(self.batch_size, len(val))
         lap, position = divmod(update, len(val) // size)
         order = val[torch.randperm(len(val), generator=generator("validation", self.seed, lap))]
-        ids = self._beside_pixels(self.processes.own(order[position * size : (position + 1) * size]))
+        ids = self._beside_pixels(self.processes.shard(order[position * size : (position + 1) * size]))
         return self._batch(ids, plain(self.pixels.take(ids)), size)
 
     def in_order(self, split: Tensor) -> Iterator[Batch]:
         """Every image of this process's part of the split once, un-augmented, in order; the last batch may be short."""
-        batches = self._beside_pixels(self.processes.own(split)).split(max(self.batch_size, 256))
+        batches = self._beside_pixels(self.processes.shard(split)).split(max(self.batch_size, 256))
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, plain(pixels), len(ids))
 

@@ -12,7 +12,7 @@ import torch
 from mcd_cli.data import memory
 from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
-from mcd_cli.processes import ALONE, Processes
+from mcd_cli.ops.distributed import SINGLE_PROCESS, Processes
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -23,7 +23,7 @@ class Hardware:
 
     device: torch.device
     precision: str
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
         wanted = enabled and self.precision == "bf16"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mcd_cli.recipe import CoordinatorSection
+from mcd_cli.recipe.schema import CoordinatorSection
 
 
 def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcd_cli.batch_norm import OverProcesses
-from mcd_cli.batch_norm_on_cpu import QuickOnCPU
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import checked_position, state_of_another
+from mcd_cli.engine.checkpointer import Saver, changes, refuse_changes
+from mcd_cli.engine.cuda_graphs import CudaRecorder, Recorder
 from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
-from mcd_cli.engine.finish import write_ladder
-from mcd_cli.engine.graph import CudaRecorder, Recorder
+from mcd_cli.engine.finalize import write_ladder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
-from mcd_cli.engine.interrupt import Stop, stop_on_signal
 from mcd_cli.engine.preflight import check_teacher
 from mcd_cli.engine.results import WARM_START, Result, Results
-from mcd_cli.engine.resume import changes, refuse_changes
-from mcd_cli.engine.saver import Saver
+from mcd_cli.engine.signals import Stop, stop_on_signal
+from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.engine.trainer import Plan, Trainer
-from mcd_cli.engine.views import NoViews, Views
+from mcd_cli.engine.teacher_logits import NoViews, Views
+from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import UserError
-from mcd_cli.ladder import Ladder
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.manifest import Ladder
+from mcd_cli.ladder.metrics import degenerate
 from mcd_cli.methods import METHODS
-from mcd_cli.methods.base import TEACHER, Stage
-from mcd_cli.methods.ce import CE
+from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import TORCHVISION, build
 from mcd_cli.models.students import Students, freeze
-from mcd_cli.processes import check_shards
+from mcd_cli.ops.batch_norm import SyncBatchNorm
+from mcd_cli.ops.batch_norm_cpu import NarrowBatchNorm
+from mcd_cli.ops.distributed import check_shards
 from mcd_cli.quantities import Interval, interval, show_size, show_time
-from mcd_cli.recipe import Recipe
-from mcd_cli.run_folder import RunFolder
+from mcd_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Run:
         if self.loader.streams:
             emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))
         self.teacher = self._find_teacher()
-        self.plans = self._plans()
+        self.plans = plan_stages(recipe, self.dataset.num_classes, train_teacher=self.teacher is None)
         self.results = Results()
         self.live: Trainer  # of the stage at work
 
@@ -117,10 +117,10 @@ class Run:
     def _all_agree(self, teacher: Teacher | None) -> bool:
         """Whether every process holds this teacher; raises UserError where they hold other data or other files."""
         mine = self.dataset.fingerprint, teacher and teacher.sha256
-        first = self.processes.share(mine)
-        if self.processes.agree(mine[0] != first[0]):
+        first = self.processes.broadcast(mine)
+        if self.processes.any(mine[0] != first[0]):
             raise UserError(f"the processes read different data for {self.recipe.dataset!r}; give all the same files")
-        alike = not self.processes.agree(mine[1] != first[1])
+        alike = not self.processes.any(mine[1] != first[1])
         if not alike and self.recipe.teacher.file is not None:
             raise UserError(f"the processes read different files as {self.recipe.teacher.file}; give all the same")
         return alike
@@ -209,7 +209,7 @@ class Run:
                 self._finish(plan, result)
                 saver.keep(plan.name, result)
 
-    def _check_weights(self, plan: Plan, result: Result) -> None:
+    def _check_weights(self, plan: StagePlan, result: Result) -> None:
         """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
         for name in plan.stage.students:
             arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
@@ -217,7 +217,7 @@ class Run:
             for weights in (result.best[name], result.last[name]):
                 network.load_state_dict(weights)
 
-    def _finish(self, plan: Plan, result: Result) -> None:
+    def _finish(self, plan: StagePlan, result: Result) -> None:
         self.results[plan.name] = result
         if plan.name == TEACHER:
             self._adopt_teacher()
@@ -243,50 +243,7 @@ class Run:
         accuracy = {name: trainer.best[name] / num_val for name in students}
         self.emit(StageEnded(plan.name, accuracy))
 
-    def _plans(self) -> list[Plan]:
-        recipe = self.recipe
-        method = METHODS.load(recipe.method)(recipe.distill)
-        if recipe.train_on_val and method.learned:
-            raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
-        ce = CE(recipe.distill)
-        plans = []
-        if self.teacher is None:
-            section = recipe.teacher
-            plans.append(self._plan(TEACHER, ce, Stage((TEACHER,), ()), section.epochs, _sgd(section)))
-        if recipe.warm_start.epochs:
-            stage = Stage(tuple(recipe.students), ())
-            plans.append(self._plan(WARM_START, ce, stage, recipe.warm_start.epochs, _sgd(recipe.warm_start)))
-        stages = method.stages(self._by_size())
-        for stage in stages:
-            name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
-            plan = self._plan(name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
-            plans.append(replace(plan, on_val=recipe.train_on_val))
-        return plans
-
-    def _plan(self, name: str, method: Any, stage: Stage, epochs: int, sgd: dict[str, Any]) -> Plan:
-        recipe = self.recipe
-        return Plan(
-            name,
-            method,
-            stage,
-            epochs,
-            sgd,
-            recipe.schedule.name,
-            recipe.distill.tau,
-            recipe.coordinator,
-            recipe.seed,
-        )
-
-    def _by_size(self) -> list[str]:
-        """Students by falling parameter count, ties by name."""
-        num_classes = self.dataset.num_classes
-
-        def params(name: str) -> int:
-            return sum(p.numel() for p in build(self.recipe.students[name], num_classes).parameters())
-
-        return sorted(self.recipe.students, key=lambda name: (-params(name), name))
-
-    def _trainer(self, plan: Plan, rehearsal: bool = False) -> Trainer:
+    def _trainer(self, plan: StagePlan, rehearsal: bool = False) -> Trainer:
         """The stage's trainer at its start; a rehearsal takes fresh networks where finished ones are missing."""
         is_teacher = plan.name == TEACHER
         archs = {TEACHER: str(self.recipe.teacher.arch)} if is_teacher else self.recipe.students
@@ -329,14 +286,14 @@ class Run:
     def _batch_norm(self) -> TorchFunctionMode | None:
         """In whose place train-mode BatchNorm is computed; None: torch's own, and no Python beside each operator."""
         if self.recipe.sync_bn and self.processes.world > 1:
-            return OverProcesses(self.processes)
-        return QuickOnCPU() if self.hardware.device.type == "cpu" else None
+            return SyncBatchNorm(self.processes)
+        return NarrowBatchNorm() if self.hardware.device.type == "cpu" else None
 
     def _recorder(self) -> Recorder | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
         return CudaRecorder(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 
-    def _views(self, plan: Plan, loader: Loader, rehearsal: bool) -> Views | None:
+    def _views(self, plan: StagePlan, loader: Loader, rehearsal: bool) -> Views | None:
         """The teacher's stored logits, where the recipe wants them: in the method's own stages."""
         num_views = self.recipe.teacher.views
         if not num_views or plan.name in (TEACHER, WARM_START) or self.teacher is None:
@@ -371,31 +328,3 @@ class Run:
             "stages": [plan.name for plan in self.plans],
             "teacher": None if trained_here or self.teacher is None else self.teacher.sha256,
         }
-
-
-def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
-    """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
-
-    Normalised weights have a total that is given: theirs can be alike, but no learning rate.
-    """
-    if record.get("normalise", "none") != "none":
-        return
-    for name, student in record["students"].items():
-        if "spread" not in student:
-            continue
-        mean = student["total_weight"] / len(student["weights"])
-        spread = max(student["spread"].values())
-        if spread < 0.02 and not 0.1 <= mean <= 0.9:
-            yield (
-                f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
-                "it acts as a learning rate; try --set coordinator.normalise=image"
-            )
-
-
-def _sgd(section: Any) -> dict[str, Any]:
-    return {
-        "lr": section.lr,
-        "momentum": section.momentum,
-        "weight_decay": section.weight_decay,
-        "nesterov": getattr(section, "nesterov", False),
-    }

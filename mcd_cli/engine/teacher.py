@@ -21,7 +21,7 @@ from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import RGB, freeze
 from mcd_cli.models.teacher_file import load_teacher, save_model
 from mcd_cli.norms import parse_norm
-from mcd_cli.recipe import Recipe
+from mcd_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

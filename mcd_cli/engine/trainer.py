@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mcd_cli import meta
 from mcd_cli.data.loader import Batch, Loader
 from mcd_cli.engine.checkpoint import optimizer_tensors, put, restore_optimizer
+from mcd_cli.engine.cuda_graphs import Graphs, Recorder
 from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
-from mcd_cli.engine.finite import PATIENCE, Finite
-from mcd_cli.engine.graph import Graphs, Recorder
 from mcd_cli.engine.hardware import Hardware
+from mcd_cli.engine.instance_weights import Weighed
 from mcd_cli.engine.meters import Meters
+from mcd_cli.engine.non_finite import PATIENCE, Finite
 from mcd_cli.engine.optimizers import coordinator_optimizer, students_optimizer
 from mcd_cli.engine.results import Weights
-from mcd_cli.engine.views import Views
-from mcd_cli.engine.weighed import Weighed
-from mcd_cli.losses import cross_entropy, instance_losses
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
+from mcd_cli.engine.stages import StagePlan
+from mcd_cli.engine.teacher_logits import Views
+from mcd_cli.methods.base import TEACHER, Step, Survey
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.models.students import Students, at_least_float32, in_pieces, initialise
-from mcd_cli.recipe import CoordinatorSection
+from mcd_cli.models.students import Students, forward_in_chunks, promote_to_float32, seeded
+from mcd_cli.ops import meta_gradient
+from mcd_cli.ops.losses import cross_entropy, instance_losses
 from mcd_cli.seeds import generator, seed_of
 
 Sight = tuple[Tensor, ...]
 """What C-NET looks at: the images, [n, 3, H, W], and, where it sees losses, what they cost, [n, k·c + teachers]."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a stage trains and how long."""
-
-    name: str
-    method: Method
-    stage: Stage
-    epochs: int
-    sgd: Mapping[str, Any]  # lr, momentum, weight_decay, nesterov
-    schedule: str
-    tau: float
-    coordinator: CoordinatorSection
-    seed: int
-    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
 
 
 class Trainer:
@@ -54,7 +37,7 @@ class Trainer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StagePlan,
         students: Students,
         teachers: Mapping[str, nn.Module],
         loader: Loader,
@@ -145,7 +128,7 @@ class Trainer:
 
     def _meta_step(self, batch: Batch, stored: Tensor | None, validation: Batch) -> None:
         theta = {name: p.detach().clone() for name, p in self.students.named_parameters()}
-        c = [meta.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
+        c = [meta_gradient.step_size(group, self._has_buffer(group)) for group in self.optimizer.param_groups]
         losses_of, sight = self._descend(batch, stored, learns=True)
         assert sight is not None
         self.optimizer.zero_grad()
@@ -160,7 +143,7 @@ class Trainer:
         """
         x, y = batch.images, batch.labels
         with torch.no_grad(), self.hardware.autocast():
-            z_teachers = {name: at_least_float32(self._seen_by(name, x, stored)) for name in self.teachers}
+            z_teachers = {name: promote_to_float32(self._seen_by(name, x, stored)) for name in self.teachers}
         with self.hardware.autocast(not learns):  # the step that φ differentiates runs in float32
             z = self.students(x)
 
@@ -183,7 +166,7 @@ class Trainer:
 
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.processes.add_up(_gradients(self.students), means=self._statistics())
+        self.processes.all_reduce_(_gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
         right = (step.logits.argmax(dim=-1) == y[:, None]).double()
         seen = [self.processes.gather(t, batch.size) for t in (right, losses.detach(), w)]
@@ -204,17 +187,17 @@ class Trainer:
         """φ^{t+1} by Eq. 9: the gradient of L_val(θ^{t+1}) through the step just made."""
         assert self.coordinator is not None
         literal = self.plan.coordinator.optimizer == "adam"
-        v = meta.validation_gradient(self.students, validation.images, validation.labels, validation.size)
-        self.processes.add_up(list(v.values()))
+        v = meta_gradient.validation_gradient(self.students, validation.images, validation.labels, validation.size)
+        self.processes.all_reduce_(list(v.values()))
         self._seed_dropout()  # the same masks as in the real step
-        directional = meta.directional_losses(self.students, theta, v, batch.images, losses)
-        gradient = meta.weight_gradient(directional, c if literal else 1.0, batch.size)
+        directional = meta_gradient.directional_losses(self.students, theta, v, batch.images, losses)
+        gradient = meta_gradient.weight_gradient(directional, c if literal else 1.0, batch.size)
         parameters = dict(self.coordinator.named_parameters())
-        p = meta.without_side_effects(self.coordinator, parameters, *sight)
+        p = meta_gradient.without_side_effects(self.coordinator, parameters, *sight)
         w = self._weigh(self.processes.gather(p, batch.size))
         self.coordinator_optimizer.zero_grad()
         (w * gradient).sum().backward()
-        self.processes.add_up(_gradients(self.coordinator))
+        self.processes.all_reduce_(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
 
     def end_epoch(self) -> dict[str, Any]:
@@ -314,7 +297,7 @@ class Trainer:
 
     def _new_coordinator(self) -> Coordinator:
         section, students = self.plan.coordinator, self.students
-        coordinator = initialise(
+        coordinator = seeded(
             lambda: Coordinator(
                 section.arch,
                 len(students.names),
@@ -342,7 +325,7 @@ class Trainer:
 
     def _seen_by(self, name: str, x: Tensor, stored: Tensor | None) -> Tensor:
         """A teacher's logits of the images, [n, C]: computed, unless they are stored."""
-        return in_pieces(self.teachers[name], x) if stored is None or name != TEACHER else stored
+        return forward_in_chunks(self.teachers[name], x) if stored is None or name != TEACHER else stored
 
     def _stored(self, batch: Batch) -> Tensor | None:
         """The teacher's logits of the batch from the stored view of this epoch, [n, C]."""
@@ -366,7 +349,7 @@ class Trainer:
         permutation = None
         if self.coordinator.control == "shuffle":
             permutation = torch.randperm(len(p), generator=self._draw("shuffle")).to(p.device)
-        return self.processes.own(self.coordinator.weigh(p, permutation))
+        return self.processes.shard(self.coordinator.weigh(p, permutation))
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which each process has moved by its own shard."""

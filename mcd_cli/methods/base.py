@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcd_cli.recipe import DistillSection
+from mcd_cli.methods.settings import DistillSection
 
 TEACHER = "teacher"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcd_cli.losses import pooled
 from mcd_cli.methods.base import TEACHER, Method, Stage, Step
+from mcd_cli.ops.losses import pooled
 
 
 class MCDistilNoPS(Method):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.losses import cross_entropy
 from mcd_cli.methods.base import TEACHER, Stage, Step, Survey
 from mcd_cli.methods.kd import KD
+from mcd_cli.ops.losses import cross_entropy
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

@@ -1,4 +1,7 @@
-"""The zoo: architectures by name. The table is torch-free; `build` imports the one file it needs."""
+"""The zoo, networks by name, and the files that weights come from. This table is torch-free; `build` is lazy.
+
+To add an architecture: a function in its family's file, and its name below; parameter names are those of old files.
+"""
 
 from __future__ import annotations
 

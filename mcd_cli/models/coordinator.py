@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mcd_cli.models import LOSSES, SCALAR, build
-from mcd_cli.models.students import at_least_float32
+from mcd_cli.models.students import promote_to_float32
 
 
-class Scalars(nn.Module):
+class ScalarCoordinator(nn.Module):
     """Control (g): k·c learned numbers and no network; every image gets the same ones."""
 
     def __init__(self, num_outputs: int) -> None:
@@ -23,7 +23,7 @@ class Scalars(nn.Module):
         return self.logits.expand(x.shape[0], -1)
 
 
-class OfLosses(nn.Module):
+class LossCoordinator(nn.Module):
     """g_φ of what an image costs, not of what it shows: a small network over its losses, [n, s] → [n, num_outputs].
 
     An image cannot tell that its label is wrong or that the teacher errs on it; its losses beside the batch's can
@@ -43,7 +43,7 @@ class OfLosses(nn.Module):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-class Apart(nn.Module):
+class PerStudent(nn.Module):
     """Control (d): a network for each student, which begins like the one that it would have if it were alone."""
 
     def __init__(self, network: nn.Module, num_students: int) -> None:
@@ -64,7 +64,8 @@ class Coordinator(nn.Module):
     `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
     permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    `sync` as in Students. arch: a network of the zoo, which sees the images; LOSSES: OfLosses; SCALAR: Scalars.
+    `sync` as in Students. arch: a network of the zoo, which sees the images; LOSSES: LossCoordinator; SCALAR:
+    ScalarCoordinator.
     """
 
     mean: Tensor
@@ -91,16 +92,16 @@ class Coordinator(nn.Module):
         num_outputs = num_losses * (num_students if shared else 1)
         network: nn.Module
         if arch == SCALAR:
-            network = Scalars(num_outputs)
+            network = ScalarCoordinator(num_outputs)
         elif arch == LOSSES:
-            network = OfLosses(num_students * num_losses + num_teachers, num_outputs)
+            network = LossCoordinator(num_students * num_losses + num_teachers, num_outputs)
         else:
             network = build(arch, num_outputs)
         if arch != SCALAR and control != "frozen":
             head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        self.network = network if shared else Apart(network, num_students)
+        self.network = network if shared else PerStudent(network, num_students)
         self.sees_losses = arch == LOSSES
         self.shape = (num_students, num_losses)
         self.scale = scale
@@ -119,7 +120,7 @@ class Coordinator(nn.Module):
         """
         with self.sync:
             head = self.network(losses if self.sees_losses else (x - self.mean) / self.std)
-        return torch.sigmoid(at_least_float32(head)).view(-1, *self.shape)
+        return torch.sigmoid(promote_to_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
         """The loss weights w of a whole batch's outputs p, both [n, k, c].

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def pooled(x: Tensor) -> Tensor:
+def global_avg_pool(x: Tensor) -> Tensor:
     """Global average: feature maps [n, c, h, w] of any size → [n, c]."""
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-def initialise(network: nn.Module) -> None:
+def init_weights(network: nn.Module) -> None:
     """Convolutions kaiming-normal (fan-out, ReLU; He et al. 2015), BatchNorm 1 and 0; linear as in torch."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mcd_cli.models.layers import initialise, pooled
+from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 def conv_bn_relu(in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -57,10 +57,10 @@ class MobileNetV2(nn.Module):
             self.layers.append(stage)
         self.last = nn.Sequential(*conv_bn_relu(in_channels, 1280, 1))
         self.fc = nn.Linear(1280, num_classes)
-        initialise(self)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(pooled(self.last(self.layers(self.stem(x)))))
+        logits: Tensor = self.fc(global_avg_pool(self.last(self.layers(self.stem(x)))))
         return logits
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcd_cli.models.layers import initialise, pooled
+from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 class Subsample(nn.Module):
@@ -87,13 +87,13 @@ class ResNet(nn.Module):
                 channels = width
             self.add_module(f"layer{i + 1}", stage)
         self.fc = nn.Linear(channels, num_classes)
-        initialise(self)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for i in range(self.num_stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
-        logits: Tensor = self.fc(pooled(x))
+        logits: Tensor = self.fc(global_avg_pool(x))
         return logits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.models.layers import initialise, pooled
+from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 def pointwise(in_channels: int, channels: int) -> list[nn.Module]:
@@ -54,10 +54,10 @@ class ShuffleNetV2(nn.Module):
             self.layers.append(stage)
         self.last = nn.Sequential(*pointwise(in_channels, 1024))
         self.fc = nn.Linear(1024, num_classes)
-        initialise(self)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(pooled(self.last(self.layers(self.stem(x)))))
+        logits: Tensor = self.fc(global_avg_pool(self.last(self.layers(self.stem(x)))))
         return logits
 
 

@@ -18,7 +18,7 @@ RGB = tuple[float, ...]
 M = TypeVar("M", bound=nn.Module)
 
 
-def initialise(make: Callable[[], M], *key: int | str) -> M:
+def seeded(make: Callable[[], M], *key: int | str) -> M:
     """A module whose first weights are a function of the key alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", *key))
@@ -51,7 +51,7 @@ class Students(nn.Module):
         self.sync = sync or nullcontext()
         self.archs = dict(archs)
         self.networks = nn.ModuleDict(
-            {name: initialise(partial(build, arch, num_classes), seed, role, name) for name, arch in archs.items()}
+            {name: seeded(partial(build, arch, num_classes), seed, role, name) for name, arch in archs.items()}
         )
         self.layouts = {name: layout_of(network) for name, network in self.networks.items()}
         for name, network in self.networks.items():
@@ -69,11 +69,7 @@ class Students(nn.Module):
             logits = [
                 network(x.contiguous(memory_format=self.layouts[name])) for name, network in self.networks.items()
             ]
-        return at_least_float32(torch.stack(logits, dim=1))
-
-    def frozen(self, name: str) -> Normalized:
-        """That student as a finished network: eval mode, no gradient."""
-        return freeze(self.networks[name], tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist()))
+        return promote_to_float32(torch.stack(logits, dim=1))
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
@@ -93,12 +89,12 @@ def freeze(network: nn.Module, mean: RGB, std: RGB) -> Normalized:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def at_least_float32(z: Tensor) -> Tensor:
+def promote_to_float32(z: Tensor) -> Tensor:
     """Losses are never taken in bf16."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def in_pieces(network: nn.Module, x: Tensor) -> Tensor:
+def forward_in_chunks(network: nn.Module, x: Tensor) -> Tensor:
     """network(x) of a frozen network, a few images at a time on a CPU, so that activations stay in its cache.
 
     Images do not see each other in eval mode; measured at 614 → 330 ms (resnet10-l, 400x3x32x32, 2 threads).

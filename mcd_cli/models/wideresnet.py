@@ -7,7 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcd_cli.models.layers import initialise, pooled
+from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 class PreactivationBlock(nn.Module):
@@ -44,11 +44,11 @@ class WideResNet(nn.Module):
             self.layers.append(stage)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
-        initialise(self)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers(self.conv1(x))
-        logits: Tensor = self.fc(pooled(F.relu(self.bn1(x))))
+        logits: Tensor = self.fc(global_avg_pool(F.relu(self.bn1(x))))
         return logits
 
 

@@ -1,0 +1,135 @@
+"""`mcd select`: the student's name on stdout, the reasons on stderr. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mcd_cli.errors import unknown
+from mcd_cli.ladder.budget import Budget, Candidate, Choice, Quantity
+from mcd_cli.ladder.latency import hardware, recorded
+from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
+from mcd_cli.ladder.variants import FLOAT32, Form
+from mcd_cli.quantities import show_count, show_ms, show_size
+from mcd_cli.reporting.console import print_json, table, talk
+
+PRINTED = ("name", "weights", "onnx")
+
+
+def select(
+    run: str | Path | None = None,
+    *,
+    max_macs: Quantity | None = None,
+    max_params: Quantity | None = None,
+    max_size: Quantity | None = None,
+    max_latency: Quantity | None = None,
+    min_accuracy: Quantity | None = None,
+    percentile: str | None = None,
+    threads: int = 1,
+    print_: str = "name",
+    json_output: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Print the most accurate student on V of a run (default: the newest) that fits every limit.
+
+    print_: its name, or the path of its weights (int8 has none and is left out then) or of its ONNX file. Raises
+    NothingFits, after the explanation (and the JSON document, with "student": null); UserError for a limit that
+    is no quantity or cannot be measured yet, and for an ONNX file that is not there.
+    """
+    if print_ not in PRINTED:
+        raise unknown("thing to --print", print_, PRINTED)
+    budget = Budget.parse(
+        max_macs=max_macs,
+        max_params=max_params,
+        max_size=max_size,
+        max_latency=max_latency,
+        min_accuracy=min_accuracy,
+        percentile=percentile,
+    )
+    ladder = load_ladder(find_run(run))
+    choice = ladder.explain(budget, int8=print_ != "weights", threads=threads)
+    if not quiet:
+        _explain(ladder, choice, threads)
+    if json_output:
+        print_json(_document(ladder, choice))
+    chosen = choice.demand()
+    if not json_output:
+        print(_printed(ladder, chosen, print_))
+
+
+def _printed(ladder: Ladder, chosen: Form, what: str) -> str:
+    if what == "onnx":
+        return str(chosen.onnx())
+    assert ladder.folder is not None
+    return chosen.name if what == "name" else str(ladder.folder / chosen.student.weights)
+
+
+def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
+    console = talk()
+    console.print(f"{ladder.folder}: {str(choice.budget) or 'no limit'}; accuracy on V decides, test is only shown")
+    timed = any(candidate.form.latency_ms is not None for candidate in choice.candidates)
+    percentile = choice.budget.percentile
+    columns = ["student", "MACs", "params", "size", "of", *[percentile] * timed, "V %", "test %", "front", "fits"]
+    drawn = table(console, *columns)
+    for candidate in choice.candidates:
+        drawn.add_row(*_row(candidate, timed), style="bold" if candidate.form is choice.chosen else None)
+    console.print(drawn)
+    console.print(f"front *: nothing else is as accurate on V for as few MACs, bytes{' and milliseconds' * timed}")
+    if timed:
+        here = hardware(threads)
+        forms = [candidate.form for candidate in choice.candidates]
+        is_new = any(recorded(form.student, form.format, 1, here) is None for form in forms)
+        console.print(f"{percentile}: latency of one image on {here}{', measured now' * is_new}")
+    missing = [candidate for candidate in choice.candidates if not candidate.fits]
+    for candidate in sorted(missing, key=lambda candidate: (candidate.excess, candidate is not choice.nearest)):
+        console.print(f"{'nearest miss' if candidate is choice.nearest else 'misses'}: {candidate}")
+
+
+def _row(candidate: Candidate, timed: bool) -> list[str]:
+    form = candidate.form
+    latency = "-" if form.latency_ms is None else show_ms(form.latency_ms, 3)
+    return [
+        form.name,
+        show_count(form.student.macs),
+        show_count(form.student.params),
+        show_size(form.bytes),
+        form.measured_by,
+        *[latency] * timed,
+        f"{100 * form.val:.2f}",
+        f"{100 * form.student.accuracy.test:.2f}" if form.format == FLOAT32 else "-",
+        "*" if candidate.on_front else "",
+        "yes" if candidate.fits else "no",
+    ]
+
+
+def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
+    """Numbers unscaled: MACs, bytes, milliseconds, fractions."""
+    return {
+        "run": str(ladder.folder),
+        "student": choice.chosen and choice.chosen.name,
+        "onnx": choice.chosen and choice.chosen.file and str(choice.chosen.file),
+        "budget": choice.budget.limits(),
+        "percentile": choice.budget.percentile,
+        "nearest_miss": choice.nearest and choice.nearest.form.name,
+        "students": [_candidate(candidate) for candidate in choice.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    form, student = candidate.form, candidate.form.student
+    accuracy = asdict(student.accuracy) if form.format == FLOAT32 else {"val": form.val}
+    return {
+        "name": form.name,
+        "arch": student.arch,
+        "format": form.format,
+        "macs": student.macs,
+        "params": student.params,
+        "bytes": form.bytes,
+        "bytes_of": form.measured_by.lower(),
+        "latency_ms": form.latency_ms,
+        "accuracy": accuracy,
+        "on_front": candidate.on_front,
+        "fits": candidate.fits,
+        "misses": [asdict(miss) | {"excess": miss.excess} for miss in candidate.misses],
+    }

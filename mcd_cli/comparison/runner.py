@@ -1,0 +1,149 @@
+"""A comparison at work: what it will cost, the cells one after another, the document at the end."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcd_cli.comparison.cells import (
+    CELLS,
+    is_finished,
+    owners,
+    read_cell,
+    refuse_mixture,
+    refuse_other_recipe,
+    train_cell,
+)
+from mcd_cli.comparison.document import describe
+from mcd_cli.comparison.figures import draw
+from mcd_cli.comparison.plan import DOCUMENT, MARKDOWN, Cell, Plan
+from mcd_cli.comparison.shared import Engine, Shared
+from mcd_cli.comparison.tables import markdown
+from mcd_cli.engine.events import Event, Listener, Said, Warned
+from mcd_cli.engine.results import WARM_START
+from mcd_cli.engine.run import Run
+from mcd_cli.engine.stages import StagePlan
+from mcd_cli.errors import UserError
+from mcd_cli.files import write_whole
+from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.methods.base import TEACHER
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of each contender's own stages on one seed; updates: of each of its C-NETs (0 without one)."""
+
+    total_seconds: float
+    seconds: Mapping[str, float]
+    updates: Mapping[str, int]
+
+
+class Comparison:
+    """The plan, where it lies, and the engine that trains its cells."""
+
+    def __init__(self, plan: Plan, folder: Path, engine: Engine, emit: Listener) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.engine = engine
+        self.emit = emit
+        self.shared = Shared(folder, plan.base, engine)
+        self.cells = plan.cells()
+        self.owner = owners(self.cells)
+
+    @property
+    def to_train(self) -> list[Cell]:
+        """The cells that are not finished, without those that are others by definition."""
+        wanted = [cell for cell in self.cells if self.owner[cell.contender, cell.seed] is cell]
+        return [cell for cell in wanted if not is_finished(self.folder, cell)]
+
+    def estimate(self) -> Cost:
+        """From a few steps of each contender, and a check that its networks take the images."""
+        todo = self.to_train
+        seconds: dict[str, float] = {}
+        updates: dict[str, int] = {}
+        shared: dict[str, float] = {}
+        checked: list[Mapping[str, str]] = []
+        for cell in todo:
+            if cell.contender in seconds:
+                continue
+            recipe = self.shared.recipe(cell.recipe)
+            with tempfile.TemporaryDirectory() as place, RunFolder.create(f"{place}/run", recipe) as folder:
+                run = self.engine(recipe, folder)
+                if checked:
+                    run.emit = _only_warnings(run.emit)
+                if recipe.students not in checked:
+                    run.check()
+                    checked.append(recipe.students)
+                by_stage = run.seconds_by_stage()
+                updates[cell.contender] = planned_updates(run)
+            for name in (TEACHER, WARM_START):
+                shared[name] = max(shared.get(name, 0.0), by_stage.pop(name, 0.0))
+            seconds[cell.contender] = sum(by_stage.values())
+        if self.shared.teacher_file.is_file():
+            shared[TEACHER] = 0.0
+        num_seeds = len({cell.seed for cell in todo})
+        total = shared.get(TEACHER, 0.0) + num_seeds * shared.get(WARM_START, 0.0)
+        return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
+
+    def train(self) -> None:
+        """The teacher, then every cell that is not finished, each from where it stands.
+
+        Raises UserError, before any is trained, where a cell's folder holds another recipe's run.
+        """
+        todo = self.to_train
+        if todo:
+            self.shared.train_teacher()
+        for cell in self.owner.values():
+            refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
+        for number, cell in enumerate(todo, start=1):
+            self.emit(Said(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
+            train_cell(cell, self.cells, self.folder, self.shared, self.engine)
+
+    def document(self, beside: list[Path], paper: Mapping[str, Any] | None) -> dict[str, Any]:
+        """comparison.json, comparison.md and the figures, from all cells; raises UserError where they do not mix."""
+        mine = {cell.name: cell for cell in self.owner.values()}
+        read = {name: read_cell(self.folder, cell, self.shared.recipe(cell.recipe)) for name, cell in mine.items()}
+        refuse_mixture(list(read.values()))
+        trained = {place: read[cell.name] for place, cell in self.owner.items()}
+        found = describe(self.plan, trained) | {"paper": paper}
+        others = [_read(path) for path in beside]
+        write_whole(self.folder / DOCUMENT, json.dumps(found, indent=2, allow_nan=False).encode())
+        pictures = draw([found, *others], self.folder)
+        write_whole(self.folder / MARKDOWN, markdown(found, pictures).encode())
+        return found
+
+
+def planned_updates(run: Run) -> int:
+    """How often each C-NET of this run will learn; the fewest where there are several."""
+    section = run.recipe.coordinator
+    steps = run.loader.num_steps
+
+    def of(plan: StagePlan) -> int:
+        if section.unit == "step":
+            return -(-plan.epochs * steps // section.every)
+        return -(-plan.epochs // section.every) * steps
+
+    learned = [plan for plan in run.plans if plan.method.learned and section.control != "frozen"]
+    return min((of(plan) for plan in learned), default=0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Another comparison's document, to be drawn beside ours."""
+    try:
+        document: dict[str, Any] = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
+        document["contenders"], document["students"], document["teacher"]["arch"], document["dataset"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--beside {path}: there is no finished comparison ({error})") from None
+    return document
+
+
+def _only_warnings(emit: Listener) -> Listener:
+    def listen(event: Event) -> None:
+        if isinstance(event, Warned):
+            emit(event)
+
+    return listen

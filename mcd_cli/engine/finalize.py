@@ -1,0 +1,134 @@
+"""The end of a run: the test set is read, the students are written, the manifest last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from scipy.special import bdtr
+from torch import Tensor, nn
+
+import mcd_cli
+from mcd_cli.data.dataset import Dataset
+from mcd_cli.data.loader import Loader
+from mcd_cli.engine.checkpoint import serialise
+from mcd_cli.engine.evaluation import predictions
+from mcd_cli.engine.hardware import Hardware
+from mcd_cli.engine.results import Results, Weights
+from mcd_cli.engine.teacher import Teacher, about
+from mcd_cli.files import sha256_of, write_whole
+from mcd_cli.ladder.folder import PREDICTIONS, STUDENTS, RunFolder
+from mcd_cli.ladder.manifest import Ladder
+from mcd_cli.ladder.schema import Accuracy, DatasetEntry, StudentEntry, TeacherAccuracy, TeacherEntry
+from mcd_cli.methods.base import TEACHER
+from mcd_cli.models import build
+from mcd_cli.models.cost import profile
+from mcd_cli.models.students import freeze
+from mcd_cli.models.teacher_file import save_model
+from mcd_cli.recipe.schema import Recipe
+
+
+def gain_p(predicted: Mapping[str, Tensor], name: str) -> float:
+    """Two-sided p of a student's gain over its warm start: exact McNemar over the test images."""
+    right = {kind: predicted[f"test/{kind}/{name}"] == predicted["test"] for kind in ("best", "ce")}
+    gained, lost = (int((right[a] & ~right[b]).sum()) for a, b in (("best", "ce"), ("ce", "best")))
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def splits(dataset: Dataset) -> dict[str, Tensor]:
+    return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+
+
+def write_ladder(
+    recipe: Recipe,
+    folder: RunFolder | None,
+    loader: Loader,
+    of_run: Teacher,
+    results: Results,
+    hardware: Hardware,
+) -> Ladder | None:
+    """Read the test set (once, all processes together); write students/, predictions and ladder.json.
+
+    Without a folder nothing is written, and None returned: another process writes.
+    """
+    dataset = loader.dataset
+    predicted: dict[str, Tensor] = {
+        part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"
+    }
+
+    def accuracy(part: str, model: nn.Module, kind: str) -> float:
+        guesses = predictions(model, loader, splits(dataset)[part])
+        predicted[f"{part}/{kind}"] = guesses
+        return int((guesses == predicted[part]).sum()) / len(guesses)
+
+    def student(name: str, weights: Weights) -> nn.Module:
+        network = build(recipe.students[name], dataset.num_classes)
+        network.load_state_dict(weights)
+        return freeze(network, dataset.mean, dataset.std).to(loader.device)
+
+    distilled, warm = results.distilled(), results.warm_started()
+    accuracies = {}
+    for name in recipe.students:
+        chosen = student(name, distilled.best[name])
+        accuracies[name] = Accuracy(
+            ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
+            last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
+            val=accuracy("val", chosen, f"best/{name}"),
+            test=accuracy("test", chosen, f"best/{name}"),
+            gain_p=gain_p(predicted, name) if name in warm else None,
+        )
+    of_teacher = TeacherAccuracy(
+        val=accuracy("val", of_run.network, TEACHER), test=accuracy("test", of_run.network, TEACHER)
+    )
+    if folder is None:
+        return None
+
+    (folder / STUDENTS).mkdir(exist_ok=True)
+    entries = []
+    for name, arch in recipe.students.items():
+        path = folder / STUDENTS / f"{name}.safetensors"
+        save_model(path, distilled.best[name], about(arch, dataset))
+        cost = profile(build(arch, dataset.num_classes), dataset.input_shape)
+        entries.append(
+            StudentEntry(
+                name=name,
+                arch=arch,
+                weights=f"{STUDENTS}/{path.name}",
+                sha256=sha256_of(path),
+                params=cost.params,
+                macs=cost.macs,
+                bytes=path.stat().st_size,
+                accuracy=accuracies[name],
+            )
+        )
+    write_whole(folder / PREDICTIONS, serialise(predicted, {}))
+    ladder = Ladder(
+        version=mcd_cli.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=DatasetEntry(
+            name=dataset.name,
+            classes=dataset.classes,
+            input_shape=dataset.input_shape,
+            mean=dataset.mean,
+            std=dataset.std,
+            split_seed=dataset.split_seed,
+            fingerprint=dataset.fingerprint,
+            sizes={part: len(ids) for part, ids in splits(dataset).items()},
+        ),
+        teacher=TeacherEntry(
+            arch=of_run.arch,
+            sha256=of_run.sha256,
+            norm="/".join(",".join(f"{v:g}" for v in values) for values in (of_run.mean, of_run.std)),
+            accuracy=of_teacher,
+            saw_val=None if of_run.was_given else False,
+        ),
+        method=recipe.method,
+        recipe_sha256=recipe.sha256(),
+        seed=recipe.seed,
+        device=hardware.device.type,
+        hardware=hardware.describe(),
+        students=tuple(entries),
+        folder=folder.path,
+    )
+    ladder.save(folder.path)
+    return ladder

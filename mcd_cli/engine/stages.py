@@ -1,0 +1,84 @@
+"""The stages of a run: what each trains, from which settings, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mcd_cli.engine.results import WARM_START
+from mcd_cli.errors import UserError
+from mcd_cli.methods import METHODS
+from mcd_cli.methods.base import TEACHER, Method, Stage
+from mcd_cli.methods.ce import CE
+from mcd_cli.models import build
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage trains and how long."""
+
+    name: str
+    method: Method
+    stage: Stage
+    epochs: int
+    sgd: Mapping[str, Any]  # lr, momentum, weight_decay, nesterov
+    schedule: str
+    tau: float
+    coordinator: CoordinatorSection
+    seed: int
+    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
+
+
+def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
+    """The teacher where the run trains it, the warm start, then the method's own stages. Raises UserError."""
+    method = METHODS.load(recipe.method)(recipe.distill)
+    if recipe.train_on_val and method.learned:
+        raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
+    ce = CE(recipe.distill)
+    plans = []
+    if train_teacher:
+        section = recipe.teacher
+        plans.append(_plan(recipe, TEACHER, ce, Stage((TEACHER,), ()), section.epochs, _sgd(section)))
+    if recipe.warm_start.epochs:
+        stage = Stage(tuple(recipe.students), ())
+        plans.append(_plan(recipe, WARM_START, ce, stage, recipe.warm_start.epochs, _sgd(recipe.warm_start)))
+    stages = method.stages(_by_size(recipe.students, num_classes))
+    for stage in stages:
+        name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
+        plan = _plan(recipe, name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
+        plans.append(replace(plan, on_val=recipe.train_on_val))
+    return plans
+
+
+def _plan(recipe: Recipe, name: str, method: Method, stage: Stage, epochs: int, sgd: Mapping[str, Any]) -> StagePlan:
+    return StagePlan(
+        name,
+        method,
+        stage,
+        epochs,
+        sgd,
+        recipe.schedule.name,
+        recipe.distill.tau,
+        recipe.coordinator,
+        recipe.seed,
+    )
+
+
+def _by_size(students: Mapping[str, str], num_classes: int) -> list[str]:
+    """Students by falling parameter count, ties by name. students: name -> architecture."""
+
+    def params(name: str) -> int:
+        return sum(p.numel() for p in build(students[name], num_classes).parameters())
+
+    return sorted(students, key=lambda name: (-params(name), name))
+
+
+def _sgd(section: Any) -> dict[str, Any]:
+    return {
+        "lr": section.lr,
+        "momentum": section.momentum,
+        "weight_decay": section.weight_decay,
+        "nesterov": getattr(section, "nesterov", False),
+    }

@@ -1,0 +1,194 @@
+"""What `mcd export` does: a student as float32 and int8, checked on real images, noted in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcd_cli.errors import GateRefused, UserError
+from mcd_cli.ladder.folder import EXPORTS, RECIPE
+from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.manifest import Ladder, update
+from mcd_cli.ladder.schema import ExportEntry, StudentEntry, Timing
+from mcd_cli.ladder.variants import FLOAT32, INT8, NO_PREPROCESS
+from mcd_cli.quantities import show_size
+
+if TYPE_CHECKING:
+    from mcd_cli.data.dataset import Dataset
+    from mcd_cli.export.int8 import Verdict
+
+NUM_JUDGED = 512  # images of V through the gate; int8 is judged on all of V
+THREADS = 1  # of the latencies
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What is exported of which student, and where to."""
+
+    ladder: Ladder
+    folder: Path
+    dataset: Dataset
+    target: Path
+    in_run: bool  # the manifest is told
+    preprocess: bool
+    max_drop: float
+    say: Callable[[str], None]  # takes one line per file: what its check has found
+
+    def path(self, student: StudentEntry, format: str) -> Path:
+        return self.target / f"{student.name}{'' if format == FLOAT32 else f'.{format}'}.onnx"
+
+
+def export_student(
+    job: ExportJob, student: StudentEntry, as_int8: bool, refused: list[str]
+) -> Iterator[dict[str, Any]]:
+    """float32, then int8; what passes is yielded, what does not is added to `refused`."""
+    from mcd_cli.data.loader import plain
+    from mcd_cli.export.onnx_file import export_onnx
+    from mcd_cli.models.normalized import Normalized
+
+    model = student.load()
+    assert isinstance(model, Normalized)
+    judged = job.dataset.val[:NUM_JUDGED]
+    images, labels = plain(job.dataset.images[judged]), job.dataset.labels[judged]
+    if not job.preprocess:
+        images = (images - model.mean) / model.std
+    format = FLOAT32 if job.preprocess else NO_PREPROCESS
+    path = job.path(student, format)
+    network = model if job.preprocess else model.network
+    job.target.mkdir(parents=True, exist_ok=True)
+    try:
+        gate = export_onnx(network, images, labels, path, _metadata(job, student))
+    except GateRefused as refusal:
+        refused.append(str(refusal))
+        _forget(job, student, format)
+        return
+    job.say(f"{student.name}: {gate}")
+    yield _keep(job, student, format, gate.accuracy[1], gate.num_images, asdict(gate))
+    if as_int8:
+        yield from _export_int8(job, student, path, refused)
+
+
+def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: list[str]) -> Iterator[dict[str, Any]]:
+    from mcd_cli.export import int8
+    from mcd_cli.files import write_whole
+    from mcd_cli.seeds import generator
+
+    format = INT8 if job.preprocess else f"{NO_PREPROCESS}.{INT8}"
+    name = job.path(student, format).name
+    train = job.dataset.train
+    import torch
+
+    order = torch.randperm(len(train), generator=generator("calibration", job.ladder.seed))
+    calibration = next(_batches(job, train[order[: int8.NUM_CALIBRATION]], int8.NUM_CALIBRATION))[0]
+    plain = float32.read_bytes()
+    content = int8.quantise(plain, calibration)
+    verdict = int8.judge(plain, content, _batches(job, job.dataset.val, int8.BATCH), job.max_drop)
+    times = measure({FLOAT32: plain, INT8: content}, threads=THREADS)
+    sizes = f"{show_size(len(content), 3)} for {show_size(len(plain), 3)}"
+    job.say(f"{name}: {verdict}; {sizes}; {int8.speed(times[FLOAT32], times[INT8])}")
+    if not verdict.kept:
+        refused.append(f"{name}: {verdict}, more than --max-drop {100 * job.max_drop:g}")
+        _forget(job, student, format)
+        return
+    write_whole(job.path(student, format), content)
+    timings = tuple(times.values()) if job.preprocess else ()
+    yield _keep(job, student, format, verdict.int8, verdict.num_images, _figures(verdict, times), timings)
+
+
+def _figures(verdict: Verdict, times: dict[str, Timing]) -> dict[str, Any]:
+    return asdict(verdict) | {"drop": verdict.drop, "p50_ms": {form: t.p50_ms for form, t in times.items()}}
+
+
+def _keep(
+    job: ExportJob,
+    student: StudentEntry,
+    format: str,
+    val: float,
+    num_val: int,
+    gate: dict[str, Any],
+    timings: tuple[Timing, ...] = (),
+) -> dict[str, Any]:
+    """Tell the manifest, if the file lies in the run; returns what --json says of it."""
+    from mcd_cli.files import sha256_of
+
+    path = job.path(student, format)
+    entry = ExportEntry(sha256=sha256_of(path), bytes=path.stat().st_size, val=val, num_val=num_val, gate=gate)
+
+    def told(old: StudentEntry) -> StudentEntry:
+        if old.name != student.name:
+            return old
+        exports = old.exports | {format: f"{EXPORTS}/{path.name}"}
+        latency = remembered(old, timings, hardware(THREADS)) if timings else old.latency
+        return replace(old, exports=exports, exported=old.exported | {format: entry}, latency=latency)
+
+    if job.in_run:
+        update(job.folder, told)
+    return {"student": student.name, "format": format, "path": str(path)} | asdict(entry)
+
+
+def _forget(job: ExportJob, student: StudentEntry, format: str) -> None:
+    """An older file of that name did not pass today's gate: it goes."""
+    job.path(student, format).unlink(missing_ok=True)
+
+    def told(old: StudentEntry) -> StudentEntry:
+        if old.name != student.name:
+            return old
+        exports = {key: path for key, path in old.exports.items() if key != format}
+        exported = {key: entry for key, entry in old.exported.items() if key != format}
+        return replace(old, exports=exports, exported=exported)
+
+    if job.in_run and format in student.exports:
+        update(job.folder, told)
+
+
+def _batches(job: ExportJob, ids: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Images as the file takes them, [n, 3, H, W] float32, and labels [n]."""
+    import numpy as np
+
+    from mcd_cli.data.loader import plain
+
+    mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (job.dataset.mean, job.dataset.std))
+    for part in ids.split(size):
+        images = plain(job.dataset.images[part]).contiguous().numpy()
+        yield (images if job.preprocess else (images - mean) / std), job.dataset.labels[part].numpy()
+
+
+def _metadata(job: ExportJob, student: StudentEntry) -> dict[str, object]:
+    dataset = job.ladder.dataset
+    return {
+        "student": student.name,
+        "arch": student.arch,
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape),
+        "preprocess": job.preprocess,  # whether (x - mean) / std is inside
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "accuracy": asdict(student.accuracy),
+        "macs": student.macs,
+        "recipe_sha256": job.ladder.recipe_sha256,
+        "mcd": job.ladder.version,
+    }
+
+
+def load_training_data(ladder: Ladder, folder: Path, data_root: str | None, say: Callable[[str], None]) -> Dataset:
+    """The images that the run was trained on; raises UserError for others."""
+    from mcd_cli.data import load_dataset
+    from mcd_cli.recipe.loading import load_recipe
+
+    recipe = load_recipe(str(folder / RECIPE), {})
+    dataset = load_dataset(
+        recipe.dataset,
+        data_root=data_root or recipe.data_root,
+        image_size=recipe.image_size,
+        split_seed=recipe.split_seed,
+        skip_bad_images=True,  # the fingerprint tells whether the run has skipped the same
+        report=say,
+    )
+    if dataset.fingerprint != ladder.dataset.fingerprint:
+        raise UserError(
+            f"the data set {recipe.dataset} is not the one that {folder} was trained on; name its place: --data-root"
+        )
+    return dataset

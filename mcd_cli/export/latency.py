@@ -1,0 +1,85 @@
+"""How long onnxruntime takes here: of architectures, or of a run's files (`mcd profile --latency`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.manifest import Ladder, update
+from mcd_cli.ladder.schema import StudentEntry, Timing
+from mcd_cli.ladder.variants import FLOAT32, forms
+
+LARGEST_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How it is measured; `here` is what the figures belong to."""
+
+    batches: tuple[int, ...]
+    threads: int
+    warmup: int
+    runs: int
+
+    @property
+    def here(self) -> str:
+        return hardware(self.threads)
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """`8,64` → (1, 8, 64): one image is always timed, it is what `select` limits. Raises UserError."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= LARGEST_BATCH for part in parts):
+        raise UserError(f"--batch {text!r} is no list of batches of 1 to {LARGEST_BATCH}; write it like 1,8,64")
+    return tuple(dict.fromkeys([1, *(int(part) for part in parts)]))
+
+
+def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, how: Conditions) -> list[Timing]:
+    """Freshly initialised: a time does not depend on what the weights are."""
+    from mcd_cli.export.onnx_file import to_onnx
+    from mcd_cli.models import build
+
+    return _timings({FLOAT32: to_onnx(build(arch, num_classes).eval(), shape, {})}, how)
+
+
+def of_student(student: StudentEntry, ladder: Ladder, how: Conditions) -> list[Timing]:
+    """Its exported files; while there is none, its weights as they would be exported."""
+    from mcd_cli.export.onnx_file import to_onnx
+
+    files: dict[str, Path | bytes] = {form.format: form.file for form in forms(student) if form.file is not None}
+    if FLOAT32 not in files:
+        files = {FLOAT32: to_onnx(student.load(), ladder.dataset.input_shape, {}), **files}
+    return _timings(files, how)
+
+
+def _timings(files: dict[str, Path | bytes], how: Conditions) -> list[Timing]:
+    found: list[Timing] = []
+    for batch in how.batches:
+        times = measure(files, batch=batch, threads=how.threads, warmup=how.warmup, runs=how.runs)
+        found += times.values()
+    return found
+
+
+def keep(ladder: Ladder, timings: dict[str, list[Timing]], how: Conditions, say: Callable[[str], None]) -> None:
+    """Into the manifest, by hardware; a run that cannot be written is told."""
+    assert ladder.folder is not None
+    if not os.access(ladder.folder, os.W_OK):
+        say(f"{ladder.folder} is read-only: the latencies are not kept in it")
+        return
+
+    def told(old: StudentEntry) -> StudentEntry:
+        if old.name not in timings:
+            return old
+        return replace(old, latency=remembered(old, timings[old.name], how.here))
+
+    update(ladder.folder, told)
+
+
+def document(timings: Sequence[Timing], how: Conditions) -> dict[str, Any]:
+    """Milliseconds, with what they belong to."""
+    return {"hardware": how.here, "timings": [asdict(timing) for timing in timings]}

@@ -1,0 +1,207 @@
+"""A run's folder: made, locked, opened again. No torch here: the recipe is written before torch is imported."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from mcd_cli.errors import McdError, UserError
+from mcd_cli.files import as_path, cannot_write, sweep, write_whole
+
+if TYPE_CHECKING:
+    from mcd_cli.recipe.schema import Recipe
+
+# Every name in a run's folder; old runs hold them, so none changes.
+RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
+CHECKPOINT, STUDENTS, PREDICTIONS = "checkpoint", "students", "predictions.safetensors"
+EXPORTS = "exports"
+LADDER_PLOT, TRAINING_PLOT, COORDINATOR_PLOT = "ladder", "training", "coordinator"  # each as .png and .svg
+PAGE, CARD = "report.html", "MODEL_CARD.md"
+
+
+class RunFolder:
+    """The folder of one run, locked while this process lives (the lock dies with its owner).
+
+    The lock lies on metrics.jsonl, through the one handle that writes it: closing any other handle of that file
+    in this process would drop the lock.
+    """
+
+    def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
+        """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
+        self.path = path
+        self._made = made
+        refuse_links(path)
+        self._metrics = self._locked()
+
+    @classmethod
+    def create(cls, out: str | None, recipe: Recipe) -> RunFolder:
+        """--out DIR itself (refused when not empty), or the next free runs/<dataset>-<method>-<n>."""
+        if out == "":
+            raise UserError("--out names no folder")
+        if out is None:
+            name = os.path.basename(os.path.realpath(as_path(recipe.dataset)))
+            made = next_folder(Path("runs"), f"{name}-{recipe.method}")
+        else:
+            made = make_folder(as_path(out))
+        folder = cls(made[0] if out is None else as_path(out), made=made)
+        try:
+            write_whole(folder / RECIPE, recipe.to_toml().encode())
+        except McdError:
+            folder.discard()
+            raise
+        return folder
+
+    @classmethod
+    def open(cls, path: str) -> tuple[RunFolder, Recipe]:
+        """A folder to resume, with its recipe."""
+        folder = as_path(path)
+        if not (folder / RECIPE).is_file():
+            raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
+        from mcd_cli.recipe.loading import load_recipe  # pydantic takes longer to start than `mcd select`
+
+        recipe = load_recipe(str(folder / RECIPE), {})
+        opened = cls(folder)
+        sweep(folder)  # locked: whoever left something there is gone
+        return opened, recipe
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / MANIFEST).is_file()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing yet to go on from."""
+        return not (self.path / CHECKPOINT).exists() and not self.metrics_size()
+
+    @property
+    def resume_command(self) -> str:
+        return f"mcd distill --resume {shlex.quote(str(self.path))}"
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        line = json.dumps(record) + "\n"
+        try:
+            self._metrics.write(line)
+            self._metrics.flush()
+        except OSError as error:
+            raise cannot_write(self.path / METRICS, error, len(line)) from None
+
+    def metrics_size(self) -> int:
+        return (self.path / METRICS).stat().st_size
+
+    def sync_metrics(self) -> int:
+        """Put the lines so far on the disk, past a power cut; returns their bytes."""
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise cannot_write(self.path / METRICS, error, 0) from None
+        return self.metrics_size()
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget the lines written after the state that a run resumes from."""
+        if size < 0:
+            raise ValueError(f"metrics of {size} bytes")
+        if self.metrics_size() > size:
+            os.truncate(self.path / METRICS, size)
+
+    def discard(self) -> None:
+        """Leave nothing behind of a run that never began: only for a new run with no state in its folder."""
+        if self._made is None or not self.is_blank:
+            return
+        self.close()
+        for name in (RECIPE, METRICS, LOG):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):  # not empty: another run's, or the user's
+                folder.rmdir()
+
+    def close(self) -> None:
+        """Let the lock go."""
+        self._metrics.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _locked(self) -> IO[str]:
+        try:
+            metrics = (self.path / METRICS).open("a", encoding="utf-8")
+            fcntl.lockf(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            metrics.close()
+            raise UserError(f"another run is writing to {self.path}; wait for it or name another --out") from None
+        except OSError as error:
+            raise cannot_write(self.path / METRICS, error, 0) from None
+        return metrics
+
+
+def refuse_links(folder: Path) -> None:
+    """Before writing into a run's folder: nothing in it may lead elsewhere, or block as a pipe would.
+
+    Raises UserError.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:  # what cannot be listed cannot be written either, and says so itself
+        return
+    for entry in entries:
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            what = "a link" if entry.is_symlink() else "no file"
+            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make --out and the folders above it; returns the new ones, the innermost first."""
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.insert(0, folder)
+        if any(path.iterdir()):
+            raise UserError(f"{path} is not empty; name another --out, or go on with --resume {path}")
+    except OSError as error:
+        for folder in made:
+            folder.rmdir()
+        raise _cannot_make(path, error) from None
+    return made
+
+
+def next_folder(parent: Path, stem: str) -> list[Path]:
+    """Make the first free parent/stem-<n>; returns the new folders, the innermost first."""
+    number = 1
+    try:
+        is_new = not parent.is_dir()
+        parent.mkdir(exist_ok=True)
+        while (parent / f"{stem}-{number}").exists():
+            number += 1
+        path = parent / f"{stem}-{number}"
+        path.mkdir()
+    except FileExistsError:
+        if not parent.is_dir():
+            raise UserError(f"{parent} is a file, not a folder; name an --out") from None
+        return next_folder(parent, stem)  # another run was faster
+    except OSError as error:
+        raise _cannot_make(parent, error) from None
+    return [path, parent] if is_new else [path]
+
+
+def _cannot_make(path: Path, error: OSError) -> McdError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return cannot_write(path, error, 0)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return UserError(f"{path} is a file or under one, not a folder; name another --out")
+    return UserError(f"cannot make the folder {path} ({error.strerror}); name another --out")

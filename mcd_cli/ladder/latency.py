@@ -1,0 +1,68 @@
+"""How long one call of onnxruntime takes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from mcd_cli.ladder.schema import StudentEntry, Timing
+from mcd_cli.machine import processor
+
+WARMUP, RUNS = 20, 200  # calls; the least, too
+BLOCK = 20  # calls of one file before the next one's turn
+
+
+def hardware(threads: int) -> str:
+    """What a timing belongs to: processor, threads, onnxruntime's version. Imports nothing heavy."""
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, onnxruntime {version('onnxruntime')}"
+
+
+def recorded(student: StudentEntry, format: str, batch: int, on: str) -> Timing | None:
+    """What the ladder knows of that file on that hardware."""
+    found = [t for t in student.latency.get(on, ()) if (t.format, t.batch) == (format, batch)]
+    return found[-1] if found else None
+
+
+def remembered(student: StudentEntry, timings: Sequence[Timing], on: str) -> dict[str, tuple[Timing, ...]]:
+    """The student's latencies with these in place of older ones of the same files and batches."""
+    new = {(t.format, t.batch) for t in timings}
+    kept = [t for t in student.latency.get(on, ()) if (t.format, t.batch) not in new]
+    ordered = sorted([*kept, *timings], key=lambda t: (t.format != "onnx", t.format, t.batch))
+    return student.latency | {on: tuple(ordered)}
+
+
+def measure(
+    files: Mapping[str, Path | bytes], *, batch: int = 1, threads: int = 1, warmup: int = WARMUP, runs: int = RUNS
+) -> dict[str, Timing]:
+    """Time ONNX files, by format: each on random images, in blocks by turns, so that a busy moment hits all alike.
+
+    Milliseconds of a whole call, on the CPU, with `threads` threads within an operator and no others.
+    """
+    import numpy as np
+
+    from mcd_cli.ladder.session import cpu_session
+
+    sessions = {format: cpu_session(file, threads) for format, file in files.items()}
+    draws = np.random.default_rng(0)
+    feeds = {}
+    for format, session in sessions.items():
+        (images,) = session.get_inputs()
+        feeds[format] = {images.name: draws.random((batch, *images.shape[1:]), dtype=np.float32)}
+        for _ in range(warmup):
+            session.run(None, feeds[format])
+    taken: dict[str, list[float]] = {format: [] for format in files}
+    for start in range(0, runs, BLOCK):
+        for format, session in sessions.items():
+            for _ in range(min(BLOCK, runs - start)):
+                begun = time.perf_counter_ns()
+                session.run(None, feeds[format])
+                taken[format].append((time.perf_counter_ns() - begun) / 1e6)
+    timings = {}
+    for format, values in taken.items():
+        p50, p90, p99 = (round(float(p), 6) for p in np.percentile(values, [50, 90, 99]))
+        timings[format] = Timing(
+            format=format, batch=batch, p50_ms=p50, p90_ms=p90, p99_ms=p99, warmup=warmup, runs=runs
+        )
+    return timings

@@ -1,0 +1,210 @@
+"""The manifest of a run, `ladder.json`: load, save, choose. No torch until weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcd_cli.errors import UserError, unknown
+from mcd_cli.files import as_path, read_small, write_whole
+from mcd_cli.ladder import typed_json
+from mcd_cli.ladder.budget import Budget, Choice, Quantity, choose
+from mcd_cli.ladder.folder import MANIFEST
+from mcd_cli.ladder.latency import hardware, measure, recorded
+from mcd_cli.ladder.schema import (
+    DatasetEntry,
+    StudentEntry,
+    TeacherEntry,
+    check,
+    inside,
+)
+from mcd_cli.ladder.variants import FLOAT32, INT8, Form, forms
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mcd_cli.ladder.session import Session
+
+SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
+MAX_BYTES = 2**25  # of the manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """A finished run. Students are ordered by falling MACs."""
+
+    schema: int = SCHEMA
+    version: str
+    created: str  # ISO 8601; UTC where it names no zone
+    dataset: DatasetEntry
+    teacher: TeacherEntry | None
+    method: str
+    recipe_sha256: str
+    seed: int
+    device: str
+    hardware: dict[str, Any] = field(default_factory=dict)  # the device's model, precision, threads, versions
+    students: tuple[StudentEntry, ...]
+    folder: Path | None = field(default=None, repr=False, compare=False)  # not stored
+
+    def __post_init__(self) -> None:
+        names = [student.name for student in self.students]
+        check(bool(names), "has no students")
+        check(len(set(names)) == len(names), "two students have the same name")
+        _created(self.created)
+        home = None if self.folder is None else (self.folder, self.dataset)
+        students = sorted(self.students, key=lambda student: -student.macs)
+        object.__setattr__(self, "students", tuple(replace(student, home=home) for student in students))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
+        write_whole(Path(folder) / MANIFEST, typed_json.write(self))
+
+    def student(self, name: str) -> StudentEntry:
+        """The student of that name; raises UserError with the nearest names."""
+        for student in self.students:
+            if student.name == name:
+                return student
+        raise unknown("student", name, [student.name for student in self.students])
+
+    def form(self, name: str) -> Form:
+        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; whether its file stands is not asked."""
+        student, dot, format = name.partition(".")
+        if format not in ("", INT8) or (dot and not format):
+            raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")
+        return Form(self.student(student), format or FLOAT32)
+
+    def load(self, name: str) -> nn.Module:
+        """That student's network; see StudentEntry.load."""
+        return self.student(name).load()
+
+    def session(self, name: str, threads: int = 1) -> Session:
+        """The exported student (or its int8 form: `NAME.int8`) in onnxruntime; see Form.session."""
+        return self.form(name).session(threads)
+
+    def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
+        """The choice that `select` makes, with its reasons.
+
+        A latency is read from the ladder where it was measured on this hardware, else measured now. Raises
+        UserError where that needs a student that is not exported.
+        """
+        choices = [form for student in self.students for form in forms(student) if int8 or form.format == FLOAT32]
+        if budget.max_latency is not None or any(student.latency for student in self.students):
+            here = hardware(threads)
+            choices = [_timed(form, budget, here, threads) for form in choices]
+        return choose(choices, budget)
+
+    def select(
+        self,
+        *,
+        max_macs: Quantity | None = None,
+        max_params: Quantity | None = None,
+        max_size: Quantity | None = None,
+        max_latency: Quantity | None = None,
+        min_accuracy: Quantity | None = None,
+        percentile: str | None = None,
+    ) -> StudentEntry:
+        """The most accurate float32 student on V within hard limits: "16M", "400KB", "2ms", "72%", or numbers.
+
+        (int8 has no weights to load: `explain` has it among its choices, `session` opens it.) Raises NothingFits,
+        naming the nearest miss; UserError for what is no quantity or cannot be measured yet.
+        """
+        budget = Budget.parse(
+            max_macs=max_macs,
+            max_params=max_params,
+            max_size=max_size,
+            max_latency=max_latency,
+            min_accuracy=min_accuracy,
+            percentile=percentile,
+        )
+        return self.explain(budget, int8=False).demand().student
+
+
+def _timed(form: Form, budget: Budget, here: str, threads: int) -> Form:
+    """With its latency at the budget's percentile; measured now only where the budget limits it."""
+    timing = recorded(form.student, form.format, 1, here)
+    if timing is None and budget.max_latency is not None:
+        timing = measure({form.format: form.onnx()}, threads=threads)[form.format]
+    return form if timing is None else replace(form, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
+
+
+def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladder:
+    """Read the manifest again, change its students, write it; what others wrote meanwhile stays."""
+    ladder = load_ladder(folder)
+    ladder = replace(ladder, students=tuple(change(student) for student in ladder.students))
+    ladder.save(folder)
+    return ladder
+
+
+def load_ladder(folder: str | Path) -> Ladder:
+    """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
+    folder = as_path(str(folder))
+    document = _read(folder)
+    schema = document.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise UserError(f"{folder / MANIFEST} names no schema; it is not a manifest of mcd")
+    if schema > SCHEMA:
+        raise UserError(
+            f"{folder / MANIFEST} is of a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
+        )
+    try:
+        ladder: Ladder = replace(typed_json.read(Ladder, document, ""), folder=folder)
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST}: {error}") from None
+    for student in ladder.students:
+        for path in (student.weights, *student.exports.values()):
+            inside(folder, path)
+    return ladder
+
+
+def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Path:
+    """The folder of a finished run: the one given, or the newest under `under` by `created` in its manifest.
+
+    Raises UserError when there is none.
+    """
+    if run is not None:
+        folder = as_path(str(run))
+        if not folder.is_dir():
+            raise UserError(f"there is no run folder {folder}")
+        if not (folder / MANIFEST).exists():
+            raise UserError(f"{folder} is no finished run (no {MANIFEST}); `mcd distill --resume DIR` finishes one")
+        return folder
+    finished = sorted(manifest.parent for manifest in Path(under).glob(f"*/{MANIFEST}"))
+    if not finished:
+        raise UserError(
+            f"no finished run under {Path(under).resolve()}; train one: `mcd distill`; or name one: --run DIR"
+        )
+    return max(finished, key=_age)
+
+
+def _age(folder: Path) -> tuple[datetime, str]:
+    created = _read(folder).get("created")
+    try:
+        return _created(created), folder.name
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST}: {error}; repair or move it, or name a run: --run DIR") from None
+
+
+def _created(text: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"created is no ISO 8601 time: {text!r}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        find_run(folder)  # says why not
+    try:
+        document = typed_json.parse(read_small(path, MAX_BYTES))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or train the run again") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is no manifest: it holds no JSON object")
+    return document

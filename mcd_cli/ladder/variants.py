@@ -1,0 +1,73 @@
+"""The forms in which a student can be deployed: float32, and int8 where that was kept."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.schema import StudentEntry, inside
+
+if TYPE_CHECKING:
+    from mcd_cli.ladder.session import Session
+
+FLOAT32, INT8 = "onnx", "int8"  # formats, as in a student's exports
+NO_PREPROCESS = "no-preprocess"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A student as float32 or as int8. `name`: the student's, and `.int8` behind it where it is that."""
+
+    student: StudentEntry
+    format: str = FLOAT32
+    latency_ms: float | None = None  # of one image, on this machine, where somebody asked
+
+    @property
+    def name(self) -> str:
+        return self.student.name if self.format == FLOAT32 else f"{self.student.name}.{self.format}"
+
+    @property
+    def val(self) -> float:
+        """Accuracy on V, of the file itself where it is int8."""
+        return self.student.accuracy.val if self.format == FLOAT32 else self.student.exported[self.format].val
+
+    @property
+    def file(self) -> Path | None:
+        """Its ONNX file; None while it is not exported."""
+        if self.student.home is None or self.format not in self.student.exports:
+            return None
+        folder, path = self.student.home[0], self.student.exports[self.format]
+        return folder / path if inside(folder, path).is_file() else None
+
+    @property
+    def bytes(self) -> int:
+        """Of the ONNX file if exported, else of the weights file."""
+        return self.student.bytes if self.file is None else self.file.stat().st_size
+
+    @property
+    def measured_by(self) -> str:
+        """What `bytes` is of."""
+        return "weights" if self.file is None else "ONNX"
+
+    def onnx(self) -> Path:
+        """Its ONNX file. Raises UserError, with the command that writes it, while there is none."""
+        if self.file is None:
+            run = "" if self.student.home is None else f" --run {shlex.quote(str(self.student.home[0]))}"
+            raise UserError(f"{self.name} is not exported; write it: mcd export{run} --student {self.name}")
+        return self.file
+
+    def session(self, threads: int = 1) -> Session:
+        """Its ONNX file in onnxruntime, with preprocessing and class names. Raises UserError while there is none."""
+        from mcd_cli.ladder.session import open_session
+
+        sha256 = self.student.exported[self.format].sha256 if self.format in self.student.exported else None
+        return open_session(self.onnx(), threads=threads, sha256=sha256)
+
+
+def forms(student: StudentEntry) -> tuple[Form, ...]:
+    """float32 always; int8 where its file was kept and still lies there."""
+    int8 = Form(student, INT8)
+    return (Form(student), int8) if INT8 in student.exported and int8.file is not None else (Form(student),)

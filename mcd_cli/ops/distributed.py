@@ -1,0 +1,163 @@
+"""The processes of one run (started by torchrun): who this one is, and what they tell each other.
+
+Every process holds the whole state of the run and sees a shard of each batch; after a step they are equal to the
+last bit. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mcd_cli.errors import RunFailed, UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)  # of one process for the others: the first may be decoding a data set
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: this process, 0 writes; world: how many; local: how many on this machine, this one's place among them."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """The group that torchrun's environment describes, or the one already joined; alone where there is none."""
+        try:
+            world, local_rank = (
+                int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            )
+            local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+            if not dist.is_initialized():
+                if world == 1:
+                    return cls()
+                _begin(device, local_rank)
+        except ValueError as error:
+            raise UserError(f"several processes are started with torchrun, not by hand ({_first(error)})") from None
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank, local_world)
+
+    def leave(self) -> None:
+        """At the end of a run that went well."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks for all."""
+        return self.rank == 0
+
+    def shard(self, batch: Tensor) -> Tensor:
+        """This process's shard of a global batch [n, …]."""
+        return batch.tensor_split(self.world)[self.rank] if self.world > 1 else batch
+
+    def gather(self, shard: Tensor, n: int) -> Tensor:
+        """The global batch [n, …] of everybody's shards, the same everywhere; differentiable."""
+        if self.world == 1:
+            return shard
+        start = sum(len(part) for part in torch.arange(n).tensor_split(self.world)[: self.rank])
+        padding = [0, 0] * (shard.ndim - 1) + [start, n - start - len(shard)]
+        return self.all_reduce(torch.nn.functional.pad(shard, padding))
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """The sum over processes, the same everywhere; differentiable in both directions."""
+        return _AllReduce.apply(value) if self.world > 1 else value  # type: ignore[no-any-return, no-untyped-call]
+
+    def all_reduce_(self, sums: Sequence[Tensor], means: Sequence[Tensor] = ()) -> None:
+        """In place: the sum over processes of `sums`, the mean of `means`, in one message."""
+        if self.world == 1:
+            return
+        tensors = [*sums, *means]
+        flat = torch.cat([t.detach().reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
+        with _peers():
+            dist.all_reduce(flat)
+        with torch.no_grad():
+            for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+            for tensor in means:
+                tensor /= self.world
+
+    def any(self, flag: bool) -> bool:
+        """True everywhere as soon as it is true anywhere; no device has to be waited for."""
+        if self.world == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        with _peers():
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes)
+
+    def broadcast(self, value: T) -> T:
+        """What process 0 holds, everywhere."""
+        if self.world == 1:
+            return value
+        held: list[Any] = [value]
+        with _peers():
+            dist.broadcast_object_list(held, device=torch.device("cpu"))
+        return held[0]  # type: ignore[no-any-return]
+
+
+SINGLE_PROCESS = Processes()
+
+
+class _AllReduce(torch.autograd.Function):
+    """Σ over processes. With a loss that is the sum of everybody's losses, its transpose is itself."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        summed = value.clone(memory_format=torch.contiguous_format)
+        with _peers():
+            dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _AllReduce.forward(gradients[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _AllReduce.forward(tangents[0])
+
+
+def check_shards(size: int, what: str, processes: Processes) -> None:
+    """Raises UserError where a process would get fewer than two images of a batch (BatchNorm needs them)."""
+    if processes.world > 1 and size < 2 * processes.world:
+        raise UserError(f"{what} of {size} images is too small for {processes.world} processes; use fewer of them")
+
+
+def _begin(device: str, local_rank: int) -> None:
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node")
+        torch.cuda.set_device(local_rank)
+    with _peers():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A process that ends takes its connections with it: the others end, too, and point at it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # dist.DistError and gloo's own
+        raise RunFailed(f"another process of this run has ended; what it said is the cause ({_first(error)})") from None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:120]

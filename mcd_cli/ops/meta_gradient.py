@@ -1,0 +1,94 @@
+"""Eq. 9: the exact gradient of L_val(θ^{t+1}) with respect to the loss weights of the step θ^t → θ^{t+1}.
+
+PyTorch's SGD is d = μ b + (1 − δ)(g + ω θ), θ' = θ − η d, with g = (1/n) Σ_ijc w_ijc ∇ℓ_ijc(θ). Momentum and
+decay do not depend on w, so ∂θ'_j/∂w_ijc = −(c_j/n) ∇ℓ_ijc(θ_j), and with v_j = ∇_θj L_val(θ'_j)
+
+    ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc(θ_j)⟩
+
+for all i and c at once: one forward-mode derivative of the logits along v. No double backward, no copy of a
+student, no virtual step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from mcd_cli.ops.batch_norm import ForwardModeBatchNorm
+from mcd_cli.ops.losses import cross_entropy
+
+Parameters = Mapping[str, Tensor]
+
+
+def step_size(group: Mapping[str, Any], has_buffer: bool) -> float | Tensor:
+    """c of the step that SGD is about to take with this parameter group: ∂θ'/∂g = −c.
+
+    c = η(1 − δ); η where momentum has no buffer yet (PyTorch's first step skips dampening); Nesterov's step
+    looks ahead once more: η(1 + μ(1 − δ)).
+    """
+    eta: float | Tensor = group["lr"]  # a tensor where it lives on the device
+    mu, delta = float(group["momentum"]), float(group["dampening"])
+    if mu == 0:
+        return eta
+    into_buffer = 1 - delta if has_buffer else 1.0
+    return eta * (1 + mu * into_buffer) if group["nesterov"] else eta * into_buffer
+
+
+def without_side_effects(model: nn.Module, parameters: Parameters, *inputs: Tensor) -> Tensor:
+    """model(*inputs) under the given parameters; train-mode BatchNorm writes to clones, not to its buffers."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    output: Tensor = functional_call(model, {**parameters, **buffers}, inputs)
+    return output
+
+
+def validation_gradient(students: nn.Module, x: Tensor, y: Tensor, size: int | None = None) -> dict[str, Tensor]:
+    """v = ∇_θ L_val(θ') with L_val = Σ_j mean_i ce (Eq. 6), train-mode BatchNorm, running statistics untouched.
+
+    students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of V. Returns one tensor per parameter.
+    size: images of the mini-batch where x, y are one shard of it; the sum over shards is v then.
+    """
+    parameters = dict(students.named_parameters())
+    loss = cross_entropy(without_side_effects(students, parameters, x), y).sum() / (size or len(x))
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+def directional_losses(
+    students: nn.Module,
+    theta: Parameters,
+    v: Parameters,
+    x: Tensor,
+    losses: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """⟨v_j, ∇ℓ_ijc(θ_j)⟩ for every instance i, student j and loss c, in one forward-mode pass.
+
+    theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with its targets held
+    constant. Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
+    """
+    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), ForwardModeBatchNorm():
+        # torch's own forward-mode rules still use the compiler that newer torch deprecates
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
+        parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}
+        z, z_dot = forward_ad.unpack_dual(without_side_effects(students, parameters, x))
+    # ℓ_ijc depends on z_ij alone. (Forward mode through the losses would import torch's compiler, which takes 2 s.)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        each = losses(z).sum(dim=(0, 1))
+        slopes = [torch.autograd.grad(one, z, retain_graph=True)[0] for one in each]
+    return torch.stack([(slope * z_dot).sum(dim=-1) for slope in slopes], dim=-1)
+
+
+def weight_gradient(directional: Tensor, c: Sequence[float | Tensor] | float, n: int | None = None) -> Tensor:
+    """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
+
+    directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
+    this is one shard of it. Returns [n, k, c].
+    """
+    one = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
+    size = torch.stack([one * c_j for c_j in ([c] if isinstance(c, float) else c)])
+    return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

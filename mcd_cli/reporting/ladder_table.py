@@ -1,0 +1,73 @@
+"""The ladder as a table on a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.folder import MANIFEST
+from mcd_cli.ladder.manifest import Ladder
+from mcd_cli.quantities import show_count, show_size
+from mcd_cli.reporting.console import print_json, results, table
+
+Z95 = 1.96  # standard errors: 95 % of a normal distribution
+
+
+def ladder_table(ladder: Ladder, console: Console) -> Table:
+    """The ladder as people compare it; accuracies on the test set, ± is 95 %."""
+    warm_start = "CE\n(warm start)" if console.is_terminal else "CE (warm start)"  # 80 columns are enough
+    drawn = table(console, "student", "MACs", "params", "bytes", warm_start, ladder.method, "gain")
+    for column in drawn.columns:
+        column.no_wrap = True
+    for student in ladder.students:
+        accuracy = student.accuracy
+        error = Z95 * standard_error(accuracy.test, num_test_images(ladder))
+        drawn.add_row(
+            student.name,
+            show_count(student.macs),
+            show_count(student.params, 3),
+            show_size(student.bytes, 3),
+            "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
+            f"{accuracy.test:.1%} ± {100 * error:.1f}",
+            "-" if accuracy.ce is None else shown_gain(accuracy.test - accuracy.ce, accuracy.gain_p),
+        )
+    return drawn
+
+
+def caption(ladder: Ladder) -> str:
+    """What the table's figures were measured on."""
+    teacher = "" if ladder.teacher is None else f"; teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}"
+    return f"{num_test_images(ladder):,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
+
+
+def num_test_images(ladder: Ladder) -> int:
+    """Raises UserError where the manifest does not say."""
+    num = ladder.dataset.sizes.get("test", 0)
+    if not num:
+        raise UserError("the manifest does not say how many test images there were (dataset.sizes.test)")
+    return num
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Of an accuracy measured on that many images (binomial)."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def shown_gain(gain: float, p: float | None) -> str:
+    return f"{100 * gain:+.1f}" + (" (within noise)" if p is not None and p > 0.05 else "")
+
+
+def print_ladder(ladder: Ladder, json_output: bool) -> None:
+    """The result on stdout: a table, or the manifest as one JSON document."""
+    if json_output:
+        assert ladder.folder is not None
+        document = json.loads((ladder.folder / MANIFEST).read_text(encoding="utf-8"))
+        print_json(document | {"run": str(ladder.folder)})
+        return
+    console = results()
+    console.print(ladder_table(ladder, console))
+    console.print(caption(ladder))

@@ -1,0 +1,220 @@
+"""What a finished run has to tell, as sections: the model card, and the words and tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcd_cli.ladder.manifest import Ladder
+from mcd_cli.ladder.metrics import degenerate, last_of_stage
+from mcd_cli.ladder.schema import ExportEntry, StudentEntry
+from mcd_cli.quantities import show_count, show_ms, show_size
+from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
+from mcd_cli.reporting.plots import SYMBOLS
+from mcd_cli.reporting.table import Grid
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a heading: a paragraph (text), bullets (a tuple of texts) or a table."""
+
+    title: str
+    blocks: tuple[str | tuple[str, ...] | Grid, ...]
+
+
+def students(ladder: Ladder) -> Section:
+    """What each costs and reaches."""
+    head = ("student", "architecture", "MACs", "params", "bytes", "CE (warm start)", "test", "gain", "V")
+    rows = []
+    for s in ladder.students:
+        num_test = ladder.dataset.sizes.get("test")
+        error = f" ± {100 * Z95 * standard_error(s.accuracy.test, num_test):.1f}" if num_test else ""
+        ce = s.accuracy.ce
+        gain = "–" if ce is None else shown_gain(s.accuracy.test - ce, s.accuracy.gain_p)
+        costs = (show_count(s.macs), show_count(s.params, 3), show_size(s.bytes, 3))
+        start = "–" if ce is None else _percent(ce)
+        rows.append((s.name, s.arch, *costs, start, _percent(s.accuracy.test) + error, gain, _percent(s.accuracy.val)))
+    notes = "MACs: multiply-adds of convolutions and linear layers for one image. Bytes: the float32 weights file. "
+    return Section("Students", (Grid(head, tuple(rows)), notes + caption(ladder) + "."))
+
+
+def exports(ladder: Ladder) -> Section:
+    """Which ONNX files passed which gate."""
+    head = ("file", "bytes", "judged on", "accuracy", "against the float32 model", "sha256")
+    rows = tuple(
+        (
+            s.exports[form].rpartition("/")[2],
+            show_size(e.bytes, 3),
+            f"{e.num_val:,} images of V",
+            _percent(e.val),
+            _gate(e),
+            e.sha256[:12],
+        )
+        for s in ladder.students
+        for form, e in s.exported.items()
+        if form in s.exports
+    )
+    if not rows:
+        return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
+    told = (
+        "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
+        "largest and every prediction is the same; an int8 file only if its accuracy on V falls no more than allowed."
+    )
+    return Section("Exports", (Grid(head, rows), told))
+
+
+def _gate(entry: ExportEntry) -> str:
+    gate = entry.gate
+    if "difference" in gate:
+        return f"largest difference {gate['difference']:.1e} of {gate['largest']:.1f}; {gate['changed']} changed"
+    if "int8" not in gate:
+        return "–"
+    fell = (
+        f"{100 * abs(gate['drop']):.2f} points {'lost' if gate['drop'] > 0 else 'gained'}"
+        if gate["drop"]
+        else "as good"
+    )
+    times = gate.get("p50_ms", {})
+    if len(times) < 2:
+        return fell
+    slower = "slower" if times["int8"] > times["onnx"] else "faster"
+    shown = f"{show_ms(times['int8'], 3)} for {show_ms(times['onnx'], 3)}"
+    return f"{fell} (allowed: {100 * gate['max_drop']:g}); {slower}: {shown}"
+
+
+def latencies(ladder: Ladder) -> Section:
+    """By hardware."""
+    head = ("network", "batch", "p50", "p90", "p99", "calls")
+    blocks: list[str | tuple[str, ...] | Grid] = []
+    for hardware in dict.fromkeys(key for s in ladder.students for key in s.latency):
+        rows = [
+            (
+                _form(s, t.format),
+                str(t.batch),
+                *(show_ms(ms, 3) for ms in (t.p50_ms, t.p90_ms, t.p99_ms)),
+                f"{t.runs:,}",
+            )
+            for s in ladder.students
+            for t in s.latency.get(hardware, ())
+        ]
+        blocks += [f"On {hardware}:", Grid(head, tuple(rows))]
+    return Section("Latencies", tuple(blocks) or ("Not measured yet: `mcd profile --run DIR --latency` does it.",))
+
+
+def _form(student: StudentEntry, format: str) -> str:
+    return student.name if format == "onnx" else f"{student.name}.{format}"
+
+
+def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section:
+    """C-NET's story: where its weights began, where they ended, and whether they still tell images apart."""
+    own = [record for record in records if record["stage"] != "warm-start"]
+    learned = [record for record in own if any("spread" in s for s in record["students"].values())]
+    title = "How the losses were weighed"
+    if not learned:
+        rows = []
+        for name, s in [item for record in last_of_stage(own) for item in record["students"].items()]:
+            rows.append((name, *(f"{s['weights'][x]:.2f}" if x in s["weights"] else "–" for x in SYMBOLS)))
+        told = f"{ladder.method} has no coordinator: every image has the same weights."
+        return Section(title, (told, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (told,))
+    updates = max(record.get("coordinator_updates", 0) for record in learned)
+    told = (
+        f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
+        "Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
+        "and the share of outputs within 2 % of 0 or 1, both in the last epoch."
+    )
+    rows = []
+    for student in ladder.students:
+        epochs = [record["students"][student.name] for record in learned if student.name in record["students"]]
+        for symbol in SYMBOLS if epochs else ():
+            if symbol in epochs[-1].get("spread", {}):
+                first, last = epochs[0], epochs[-1]
+                figures = (first["weights"][symbol], last["weights"][symbol], last["spread"][symbol])
+                saturated = _percent(last["saturated"][symbol])
+                rows.append((student.name, SYMBOLS[symbol], *(f"{value:.3f}" for value in figures), saturated))
+    head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
+    warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
+    verdict = warnings or (
+        "At the end the weights of every student still differ between images, or lie off their ends.",
+    )
+    return Section(title, (told, Grid(head, tuple(rows)), verdict))
+
+
+def card(ladder: Ladder) -> list[Section]:
+    """The model card: what these models are, for what, on what they were trained and measured, and their limits."""
+    data, teacher = ladder.dataset, ladder.teacher
+    classes = ", ".join(data.classes[:12]) + (f", … ({len(data.classes)} in all)" if len(data.classes) > 12 else "")
+    shape = "×".join(map(str, data.input_shape))
+    about = (
+        f"{len(ladder.students)} independent image classifiers of different cost, trained by `{ladder.method}` "
+        f"with mcd {ladder.version} on {data.name}, finished {ladder.created[:10]}."
+    )
+    taught = "No teacher." if teacher is None else _teacher(ladder)
+    sizes = ", ".join(f"{count:,} {part}" for part, count in data.sizes.items())
+    trained = (
+        f"Data: {data.name}, {shape}; images: {sizes or 'not recorded'}; split seed {data.split_seed}; "
+        f"fingerprint {data.fingerprint[:12]}.",
+        taught,
+        f"Recipe sha256 {ladder.recipe_sha256[:12]}, seed {ladder.seed}, on {ladder.device}"
+        + "".join(f", {key} {value}" for key, value in ladder.hardware.items() if key != "type")
+        + ".",
+    )
+    return [
+        Section("What this is", (about, f"Classes: {classes}.")),
+        students(ladder),
+        Section("Use", tuple(_use(ladder, shape))),
+        Section("Training", (trained,)),
+        exports(ladder),
+        latencies(ladder),
+        Section("Limits", (tuple(_limits(ladder)),)),
+    ]
+
+
+def _teacher(ladder: Ladder) -> str:
+    teacher = ladder.teacher
+    assert teacher is not None
+    saw = {True: "it has seen V", False: "it has not seen V", None: "whether it has seen V is not known"}[
+        teacher.saw_val
+    ]
+    reached = f"{_percent(teacher.accuracy.test)} on test, {_percent(teacher.accuracy.val)} on V"
+    return f"Teacher: {teacher.arch}, {reached}; {saw}; sha256 {teacher.sha256[:12]}."
+
+
+def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
+    yield (
+        f"For images of exactly these classes, seen as {ladder.dataset.name} shows them. Every image is given one "
+        "of the classes: there is no answer for none of them, and the probabilities are not calibrated."
+    )
+    run = "RUN" if ladder.folder is None else ladder.folder.name
+    yield (
+        f"Input: RGB float32 [n, {shape.replace('×', ', ')}] in [0, 1], normalisation inside; output: logits "
+        f"[n, {len(ladder.dataset.classes)}].",
+        f"Shell: `mcd select --run {run} --max-macs 16M`, `mcd predict photo.png --run {run}`.",
+        f'Python: `load_ladder("{run}").select(max_macs="16M").load()`, `load_ladder("{run}").session(NAME)`.',
+    )
+
+
+def _limits(ladder: Ladder) -> Iterator[str]:
+    yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
+    yield "V chose each student's checkpoint (and trained C-NET, where there is one): its accuracies are optimistic."
+    yield "The test set was read once, at the end; int8 files are judged on V alone."
+    if ladder.teacher is not None and ladder.teacher.saw_val is not False:
+        yield "The teacher may have been trained on images of V, so V may flatter what follows it closely."
+    yield "Nothing is known of images from elsewhere, of subgroups, or of inputs made to deceive."
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """GitHub's dialect."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        for block in section.blocks:
+            if isinstance(block, Grid):
+                parts.append(block.markdown())
+            else:
+                parts.append(block if isinstance(block, str) else "\n".join(f"- {item}" for item in block))
+    return "\n\n".join(parts) + "\n"
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction:.1%}"

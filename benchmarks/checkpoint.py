@@ -41,7 +41,7 @@ def main() -> None:
         checkpoints = Checkpoints(Path(folder, "checkpoint"))
         for _ in range(asked.repeats):
             step = seconds(lambda: trainer.step(next(batches)))
-            save = seconds(lambda: checkpoints.save(trainer.tensors(), {"trainer": trainer.position()}))
+            save = seconds(lambda: checkpoints.save(trainer.state_dict()))
             rows.append((step, save))
         size = max(path.stat().st_size for path in checkpoints.folder.iterdir())
     result = {

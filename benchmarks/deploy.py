@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.ladder.latency import hardware
+from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.machine import processor
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     result = {
         "hardware": {"name": processor(), "cores": os.cpu_count(), "threads": asked.threads},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "measured_on": hardware(asked.threads),
+        "measured_on": hardware_key(asked.threads),
         "runs": [of_run(run, asked.threads, asked.batch) for run in asked.runs],
     }
     text = json.dumps(result, indent=2)

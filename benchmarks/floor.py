@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.coordinator import Coordinator
@@ -66,8 +66,8 @@ def trainer_of(asked: argparse.Namespace, method: str, **more: Any) -> Trainer:
     """The engine's own trainer of that method, on digits in the recipe's shape; V is as large as a batch."""
     recipe = recipe_of(asked, method, **more)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        run = Run(recipe, opened, Options(device=asked.device, threads=asked.threads), lambda event: None)
-        trainer = run._trainer(run.plans[-1], rehearsal=True)
+        run = Run(recipe, opened, RunOptions(device=asked.device, threads=asked.threads), lambda event: None)
+        trainer = run.trainer(run.plans[-1], rehearsal=True)
     dataset = trainer.loader.dataset
     trainer.loader.dataset = replace(dataset, val=dataset.train[: asked.batch_size])
     for is_meta in (True, False) * trainer.graphs.num_first:  # until both kinds of steps are CUDA graphs
@@ -88,13 +88,13 @@ def timed(trainer: Trainer, work: Callable[[], object]) -> float:
 
 def step(trainer: Trainer, batch: Batch, meta: bool = False) -> float:
     """Seconds of one step of training; the batch is augmented already."""
-    trainer.number = 0 if meta else 1
+    trainer.step_index = 0 if meta else 1
     return timed(trainer, lambda: trainer.step(batch))
 
 
 def whole(trainer: Trainer) -> None:
     """A step with all that comes before it: order, pixels, augmentation."""
-    trainer.number = 1
+    trainer.step_index = 1
     trainer.step(next(batches_of(trainer)))
 
 
@@ -107,12 +107,12 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     found = {"augment": timed(trainer, lambda: trainer.loader.augmentation(pixels, draws))}
     with torch.no_grad(), trainer.hardware.autocast():
         found["teacher"] = timed(trainer, lambda: forward_in_chunks(teacher, x))
-        guides = forward_in_chunks(teacher, x).float()[:, None, None]
+        targets = forward_in_chunks(teacher, x).float()[:, None, None]
     held: list[Tensor] = []
 
     def forward() -> None:
         with trainer.hardware.autocast():
-            held[:] = [instance_losses(trainer.students(x), y, guides, TAU).mean(dim=0).sum()]
+            held[:] = [instance_losses(trainer.students(x), y, targets, TAU).mean(dim=0).sum()]
 
     trainer.optimizer.zero_grad()
     found["students_forward"] = timed(trainer, forward)
@@ -121,14 +121,14 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     found["whole_step"] = step(trainer, batch)
     if trainer.coordinator is not None:
         coordinator = trainer.coordinator
-        seen = torch.rand(len(x), len(trainer.students.names) * len(trainer.symbols) + 1, device=x.device)
+        seen = torch.rand(len(x), len(trainer.students.names) * len(trainer.loss_names) + 1, device=x.device)
         with torch.no_grad(), trainer.hardware.autocast():
             found["coordinator_forward"] = timed(trainer, lambda: coordinator(x, seen))
         found["whole_meta_step"] = step(trainer, batch, meta=True)
     val = trainer.loader.dataset.val
     found["evaluation_of_a_batch"] = timed(trainer, lambda: predictions(trainer.students, trainer.loader, val))
     checkpoints = Checkpoints(folder)
-    found["checkpoint"] = timed(trainer, lambda: checkpoints.save(trainer.tensors(), trainer.position()))
+    found["checkpoint"] = timed(trainer, lambda: checkpoints.save(trainer.state_dict()))
     return found
 
 

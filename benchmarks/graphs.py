@@ -24,9 +24,9 @@ from joint_step import batches_of, spread
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Batch, Loader
-from mcd_cli.engine.cuda_graphs import Replayed
+from mcd_cli.engine.cuda_graphs import GraphedCallable
 from mcd_cli.engine.evaluation import predictions
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 
@@ -35,7 +35,7 @@ def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
     """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
     recipe = recipe_of(asked, asked.method, deterministic=not asked.fast)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        how = Options(device=asked.device, threads=asked.threads, eager=eager)
+        how = RunOptions(device=asked.device, threads=asked.threads, eager=eager)
         run = Run(recipe, opened, how, lambda event: print(event, file=sys.stderr))
         if asked.images:
             run.dataset = random_images(run.dataset, asked.images)
@@ -47,7 +47,7 @@ def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
                 augment_seed=0,
                 device=run.hardware.device,
             )
-        trainer = run._trainer(run.plans[-1], rehearsal=True)
+        trainer = run.trainer(run.plans[-1], rehearsal=True)
     trainer.graphs.warn = lambda line: print(line, file=sys.stderr)
     return trainer
 
@@ -69,7 +69,7 @@ def random_images(like: Dataset, num_images: int) -> Dataset:
 def warm_up(trainer: Trainer, batch: Batch) -> None:
     """Until both kinds of steps, and the evaluation, are replayed."""
     for number in (0, 1) * max(1, trainer.graphs.num_first):
-        trainer.number = number
+        trainer.step_index = number
         trainer.step(batch)
         val = trainer.loader.dataset.val
         predictions(trainer.students, trainer.loader, val, trainer.evaluated)
@@ -77,7 +77,7 @@ def warm_up(trainer: Trainer, batch: Batch) -> None:
 
 def epoch(trainer: Trainer) -> None:
     """One as the run has it, its checkpoint apart."""
-    trainer.number = trainer.epochs_done = 0
+    trainer.step_index = trainer.epochs_done = 0
     for _ in trainer._steps():
         pass
     trainer.end_epoch()
@@ -107,7 +107,7 @@ def graphs_against_eager(asked: argparse.Namespace, graphed: Trainer) -> dict[st
 def graphed_parts(trainer: Trainer) -> list[str]:
     """What is replayed by now; the others are run as written, for the reason on stderr."""
     parts = (trainer.ordinary_step, trainer.meta_step, trainer.evaluated)
-    return [part.name for part in parts if isinstance(part, Replayed) and part.replay is not None]
+    return [part.name for part in parts if isinstance(part, GraphedCallable) and part.replay is not None]
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true")
     asked = parser.parse_args()
     trainer = trainer_of(asked)
-    if trainer.graphs.recorder is None:
+    if trainer.graphs.backend is None:
         sys.exit("no GPU that runs ahead of its host: there are no graphs to measure")
     warm_up(trainer, next(batches_of(trainer)))
     result: dict[str, Any] = {

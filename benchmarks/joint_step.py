@@ -31,7 +31,7 @@ from peers import TAU, PlainWay
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.hardware import prepare
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ops import meta_gradient
@@ -59,8 +59,8 @@ def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
         }
     )
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        run = Run(recipe, opened, Options(device="cpu", threads=threads), lambda event: None)
-        return run._trainer(run.plans[-1], rehearsal=True)
+        run = Run(recipe, opened, RunOptions(device="cpu", threads=threads), lambda event: None)
+        return run.trainer(run.plans[-1], rehearsal=True)
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
@@ -82,7 +82,7 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
     batches = batches_of(ours)
 
     def step() -> None:
-        ours.number = 1
+        ours.step_index = 1
         ours.step(next(batches))
 
     images, draws = ours.loader.pixels.take(torch.arange(BATCH)), torch.rand(BATCH, 12)
@@ -125,12 +125,12 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
             trainer.coordinator(x)
 
     def meta_step() -> None:
-        guides = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
+        targets = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
         c = [meta_gradient.step_size(group, True) for group in trainer.optimizer.param_groups]
         validation = trainer.loader.validation_batch(0)
         trainer._update_coordinator(
-            batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, guides, TAU), c
+            batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, targets, TAU), c
         )
 
     rows = []
@@ -169,7 +169,7 @@ def memory_of_step(kind: str, threads: int) -> int:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(3):
-        trainer.number = 0 if kind == "meta" else 1
+        trainer.step_index = 0 if kind == "meta" else 1
         trainer.step(batch)
     return _status("VmHWM") - before
 

@@ -151,8 +151,8 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
         z_teacher = forward_in_chunks(trainer.teachers["teacher"], batch.images)[:, None, None]
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
     z = _pure(students, theta, batch.images)
-    guides = torch.cat([z_teacher] * (len(trainer.symbols) - 1), dim=2)
-    losses = instance_losses(z, batch.labels, guides, TAU)
+    targets = torch.cat([z_teacher] * (len(trainer.loss_names) - 1), dim=2)
+    losses = instance_losses(z, batch.labels, targets, TAU)
     seen = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
     w = trainer.coordinator.weigh(trainer.coordinator(batch.images, seen))
     loss = (w * losses).sum() / batch.size

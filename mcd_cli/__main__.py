@@ -1,5 +1,5 @@
 """`python -m mcd_cli` is `mcd`."""
 
-from mcd_cli.cli.app import enter
+from mcd_cli.cli.app import main
 
-enter()
+main()

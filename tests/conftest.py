@@ -15,8 +15,8 @@ from torch import nn
 
 from mcd_cli.cli.export import export
 from mcd_cli.engine import teacher_logits, trainer
-from mcd_cli.engine.events import Event, Stepped
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.events import Event, StepEnded
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.methods.base import TEACHER
@@ -55,7 +55,7 @@ def tiny_recipe(**changes: Any) -> Recipe:
 
 
 def make_run(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None] = lambda event: None) -> Run:
-    return Run(recipe, folder, Options(device="cpu", threads=1), emit)
+    return Run(recipe, folder, RunOptions(device="cpu", threads=1), emit)
 
 
 def train(recipe: Recipe, out: Path, emit: Callable[[Event], None] = lambda event: None) -> Ladder:
@@ -115,7 +115,7 @@ def signal_at(stage: str, step: int) -> Callable[[Event], None]:
     """A listener that sends this process SIGTERM after that step."""
 
     def listen(event: Event) -> None:
-        if event == Stepped(stage, step):
+        if event == StepEnded(stage, step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return listen

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from conftest import TINY
 
 from mcd_cli.engine.checkpoint import serialise
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import McdError
 from mcd_cli.ladder.folder import RunFolder
@@ -42,11 +42,11 @@ def trainer_of(case: str, folder: Path | None) -> Trainer:
         }
     )
     opened = None if folder is None else RunFolder.create(str(folder / case), recipe)
-    run = Run(recipe, opened, Options(device="cpu", threads=1), lambda event: None)
+    run = Run(recipe, opened, RunOptions(device="cpu", threads=1), lambda event: None)
     if opened is not None:
         opened.close()
     torch.manual_seed(0)  # of the teacher, an untrained one
-    trainer = run._trainer(run.plans[-1], rehearsal=True)
+    trainer = run.trainer(run.plans[-1], rehearsal=True)
     return in_double(trainer) if case.endswith("in-double") else trainer
 
 
@@ -74,7 +74,7 @@ def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
             with torch.no_grad():
                 next(trainer.students.parameters()).fill_(float("nan"))
         walk(trainer)
-        (folder / f"{case}-{rank}.safetensors").write_bytes(serialise(trainer.tensors(), {}))
+        (folder / f"{case}-{rank}.safetensors").write_bytes(serialise(trainer.state_dict().tensors, {}))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -34,7 +34,7 @@ def test_a_run_is_not_touched_by_what_becomes_of_its_data(load: Loading, tmp_pat
     undisturbed = train(recipe, tmp_path / "one")
 
     def destroy(event: object) -> None:
-        if type(event).__name__ == "Stepped" and root.exists():
+        if type(event).__name__ == "StepEnded" and root.exists():
             os.truncate(cached_images(load.cache), 0)
             root.rename(tmp_path / "gone")
 

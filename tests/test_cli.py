@@ -27,7 +27,7 @@ def mcd(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     """What the shell sees of `mcd args`, in this process."""
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        app.main()
+        app.run_command()
     assert isinstance(end.value.code, int)
     return end.value.code
 

@@ -21,7 +21,7 @@ from mcd_cli.comparison.plan import Plan
 from mcd_cli.comparison.runner import Comparison
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, StageStarted
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import load_ladder
@@ -31,7 +31,7 @@ from mcd_cli.recipe.schema import Recipe
 
 
 def make(plan: Plan, folder: Path, emit: Callable[[Event], None] = lambda event: None) -> Comparison:
-    options = Options(device="cpu", threads=1)
+    options = RunOptions(device="cpu", threads=1)
 
     def engine(recipe: Recipe, run_folder: RunFolder) -> Run:
         return Run(recipe, run_folder, options, emit)
@@ -345,7 +345,7 @@ def test_papers_figures_stand_only_beside_its_settings() -> None:
 def mcd(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        app.main()
+        app.run_command()
     assert isinstance(end.value.code, int)
     return end.value.code
 

@@ -38,7 +38,7 @@ def trainer_of(folder: Path, method: str) -> Trainer:
     recipe = tiny_recipe(method=method, students=STUDENTS, warm_start={"epochs": 0})
     with RunFolder.create(str(folder), recipe) as opened:
         run = make_run(recipe, opened)
-    return run._trainer(run.plans[-1], rehearsal=True)
+    return run.trainer(run.plans[-1], rehearsal=True)
 
 
 def passes(model: nn.Module) -> list[int]:
@@ -62,7 +62,7 @@ def test_a_step(
     trainer = trainer_of(tmp_path / "run", method)
     batch = next(iter(trainer.loader.epoch(0)))
     trainer.step(batch)  # momentum buffers are made
-    trainer.number = number
+    trainer.step_index = number
     students, teacher = passes(trainer.students), passes(trainer.teachers["teacher"])
     coordinator = [] if trainer.coordinator is None else passes(trainer.coordinator)
     with Counted() as counted:
@@ -79,8 +79,8 @@ def test_an_epoch_waits_for_the_host_in_its_steps_alone(tmp_path: Path) -> None:
     with Counted() as counted:
         for _ in next(trainer.epochs()):
             pass
-    assert trainer.number == trainer.loader.num_steps
-    assert counted.calls[HOST_SYNC] <= trainer.number
+    assert trainer.step_index == trainer.loader.num_steps
+    assert counted.calls[HOST_SYNC] <= trainer.step_index
 
 
 def test_counting_counts() -> None:

@@ -32,7 +32,7 @@ def mcd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     """Exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        app.main()
+        app.run_command()
     assert isinstance(end.value.code, int)
     said = capsys.readouterr()
     assert "Traceback" not in said.err
@@ -112,7 +112,7 @@ def test_a_gate_that_refuses_exits_with_4(
 def test_predict_needs_no_torch_once_exported(runs: Path) -> None:
     code = (
         "import sys; sys.argv = ['mcd', 'predict', 'digit.png']\nfrom mcd_cli.cli import app\n"
-        "try:\n    app.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+        "try:\n    app.run_command()\nexcept SystemExit:\n    print('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(app.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -15,14 +15,14 @@ from torch.func import functional_call
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.checkpoint import read_state
-from mcd_cli.engine.events import EpochEnded, Event, StageEnded, Stepped, Warned
+from mcd_cli.engine.events import EpochEnded, Event, StageEnded, StepEnded, WarningMessage
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.metrics import degenerate
 from mcd_cli.methods import METHODS
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
+from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.models import ARCHITECTURES
 from mcd_cli.ops.losses import instance_losses
 
@@ -31,7 +31,7 @@ def trainer_of(tmp_path: Path, **changes: object) -> Trainer:
     recipe = tiny_recipe(**changes)
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run = make_run(recipe, folder)
-        return run._trainer(run.plans[-1], rehearsal=True)
+        return run.trainer(run.plans[-1], rehearsal=True)
 
 
 def in_double(trainer: Trainer, n: int, m: int) -> Batch:
@@ -83,16 +83,16 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
         z_teacher = trainer.teachers[TEACHER](batch.images)
         at_label = nn.functional.one_hot(batch.labels, z.shape[-1]).bool()
         z_pooled = torch.where(at_label, z.max(dim=1).values, z.min(dim=1).values)
-    guides = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
+    targets = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
     order = torch.randperm(16, generator=trainer._draw("shuffle"))
-    losses = instance_losses(z, batch.labels, guides, tau=2.0)
+    losses = instance_losses(z, batch.labels, targets, tau=2.0)
     of_teacher = nn.functional.cross_entropy(z_teacher, batch.labels, reduction="none")
     costs = torch.cat([losses.detach().view(16, -1), of_teacher[:, None]], dim=1)
     w = cnet.weigh(functional_call(cnet, phi, (batch.images, costs)), order)
     loss = (w * losses).sum() / 16
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     sgd = trainer.plan.sgd
-    eta = sgd["lr"] * (1 + math.cos(math.pi * trainer.number / trainer.num_steps)) / 2
+    eta = sgd["lr"] * (1 + math.cos(math.pi * trainer.step_index / trainer.num_steps)) / 2
     new = {}
     for (name, value), g in zip(theta.items(), gradients, strict=True):
         live = dict(trainer.students.named_parameters())[name]
@@ -139,7 +139,7 @@ def test_resume_passes_over_a_torn_checkpoint(uninterrupted: Path, tmp_path: Pat
     newest = max((out / "checkpoint").glob("state-*"))
     newest.write_bytes(newest.read_bytes()[:-100])
     said: list[str] = []
-    go_on(out, lambda event: said.append(event.text) if isinstance(event, Warned) else None)
+    go_on(out, lambda event: said.append(event.text) if isinstance(event, WarningMessage) else None)
     assert any("damaged" in line for line in said)
     assert finished(out) == finished(uninterrupted)
 
@@ -149,19 +149,19 @@ class Noisy(Method):
 
     losses = ("alpha", "beta")
 
-    def prepare(self, survey: Survey) -> dict[str, Tensor]:
-        loss = nn.functional.cross_entropy(survey.logits()[:, 0], survey.labels, reduction="none")
-        table = torch.full((survey.num_images,), float("nan"))
-        table[survey.ids] = loss
+    def prepare(self, data: PreparationData) -> dict[str, Tensor]:
+        loss = nn.functional.cross_entropy(data.logits()[:, 0], data.labels, reduction="none")
+        table = torch.full((data.num_images,), float("nan"))
+        table[data.ids] = loss
         return {"difficulty": table}
 
-    def guides(self, step: Step) -> Tensor:
-        return step.teachers[TEACHER][:, None, None]
+    def targets(self, batch: BatchContext) -> Tensor:
+        return batch.teachers[TEACHER][:, None, None]
 
-    def weights(self, step: Step) -> Tensor:
-        difficulty = step.memory["difficulty"][step.ids]
+    def weights(self, batch: BatchContext) -> Tensor:
+        difficulty = batch.tables["difficulty"][batch.ids]
         assert torch.isfinite(difficulty).all()
-        keep = torch.rand(len(step.ids), generator=step.draw("keep"))
+        keep = torch.rand(len(batch.ids), generator=batch.draw("keep"))
         return torch.stack([keep, difficulty], dim=-1)[:, None]
 
 
@@ -224,12 +224,12 @@ class Chain(Method):
     def stages(self, students: list[str]) -> list[Stage]:  # type: ignore[override]
         return [Stage((name,), (before,)) for before, name in zip([TEACHER, *students], students, strict=False)]
 
-    def guides(self, step: Step) -> Tensor:
-        (z,) = step.teachers.values()
+    def targets(self, batch: BatchContext) -> Tensor:
+        (z,) = batch.teachers.values()
         return z[:, None, None]
 
-    def weights(self, step: Step) -> Tensor:
-        return step.logits.new_tensor([0.0, 1.0])
+    def weights(self, batch: BatchContext) -> Tensor:
+        return batch.logits.new_tensor([0.0, 1.0])
 
 
 def test_the_seam_takes_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_one_students_nan_reaches_nobody(tmp_path: Path, method: str) -> None:
     run: Run | None = None
 
     def poison(event: Event) -> None:
-        if event == Stepped("distill", 5):
+        if event == StepEnded("distill", 5):
             assert run is not None
             with torch.no_grad():
                 next(run.live.students.networks["resnet10-xxxs"].parameters()).fill_(float("nan"))
@@ -326,7 +326,7 @@ def test_a_teacher_that_never_saw_some_classes(tmp_path: Path) -> None:
         run = make_run(recipe, folder)
         run.start(TEACHER)
     dataset = run.dataset
-    of_teacher, of_students = (run._trainer(plan, rehearsal=True).loader.dataset.train for plan in run.plans[:2])
+    of_teacher, of_students = (run.trainer(plan, rehearsal=True).loader.dataset.train for plan in run.plans[:2])
     assert torch.equal(of_students, dataset.train)
     hidden = sorted(set(range(10)) - set(dataset.labels[of_teacher].tolist()))
     assert len(hidden) == 3

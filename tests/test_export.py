@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mcd_cli.cli.export import export
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export.onnx_file import export_onnx, judge, to_onnx
+from mcd_cli.export.onnx_file import check_onnx, export_onnx, to_onnx
 from mcd_cli.ladder.manifest import Ladder, load_ladder
 from mcd_cli.ladder.session import open_session
 from mcd_cli.models import build
@@ -61,7 +61,7 @@ def test_the_gate_refuses_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(GateRefused, match="differs from the model"):
         export_onnx(Drifting(), x, y, tmp_path / "a.onnx", {})
     assert not list(tmp_path.iterdir())
-    gate = judge(Drifting(), to_onnx(Drifting(), (3, 8, 8), {}), x, y)
+    gate = check_onnx(Drifting(), to_onnx(Drifting(), (3, 8, 8), {}), x, y)
     assert gate.difference == pytest.approx(0.001 * float(x.flatten(1)[:, :4].max()), rel=1e-3)
 
 
@@ -89,7 +89,7 @@ def test_other_families(arch: str) -> None:
     model = Normalized(build(arch, 7), [0.5] * 3, [0.25] * 3).eval()
     content = to_onnx(model, (3, 32, 32), {})
     x = torch.rand(72, 3, 32, 32)
-    gate = judge(model, content, x, model(x).argmax(dim=1))
+    gate = check_onnx(model, content, x, model(x).argmax(dim=1))
     assert gate.passed
     assert gate.accuracy == (1.0, 1.0)
     document = onnx.load_from_string(content)

@@ -24,14 +24,14 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import read_state
-from mcd_cli.engine.cuda_graphs import NUM_FIRST, Graphs, Replayed, Work
+from mcd_cli.engine.cuda_graphs import NUM_FIRST, GraphCapture, GraphedCallable, Work
 from mcd_cli.engine.evaluation import each_logits
-from mcd_cli.engine.events import Event, Stepped, Warned
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.events import Event, StepEnded, WarningMessage
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
-from mcd_cli.methods.base import Step
+from mcd_cli.methods.base import BatchContext
 from mcd_cli.methods.kd import KD
 from mcd_cli.models import ARCHITECTURES
 
@@ -50,7 +50,7 @@ class Recording(TorchDispatchMode):
 
 
 class Tape:
-    """A recorder for a CPU: replays operators on the tensors they were recorded with, without any Python of ours."""
+    """A backend for a CPU: replays operators on the tensors they were recorded with, without any Python of ours."""
 
     def __init__(self) -> None:
         self.recorded: list[Counter[str]] = []
@@ -81,7 +81,7 @@ class Tape:
 def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
     """All runs of this test are graphed."""
     made = Tape()
-    monkeypatch.setattr(Run, "_recorder", lambda self: made)
+    monkeypatch.setattr(Run, "_graph_backend", lambda self: made)
     return made
 
 
@@ -105,25 +105,25 @@ class RandomViews:
         return torch.randn(1797, 10, generator=torch.Generator().manual_seed(epoch % 2)).half()
 
 
-def steps_of(out: Path, num_steps: int, recorder: Tape | None, **changes: Any) -> tuple[dict[str, Tensor], list[str]]:
+def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The state after so many steps of a stage and an evaluation, and what was warned of."""
     recipe, told = tiny_recipe(**(LONG | changes)), list[str]()
     with RunFolder.create(str(out), recipe) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_recorder", lambda self: recorder)
+        patch.setattr(Run, "_graph_backend", lambda self: backend)
         run = make_run(recipe, folder)
         torch.manual_seed(0)  # of the stand-ins for finished students
-        trainer = run._trainer(run.plans[-1], rehearsal=True)
+        trainer = run.trainer(run.plans[-1], rehearsal=True)
     trainer.graphs.warn = told.append
-    if trainer.views is not None:
-        trainer.views = RandomViews()  # type: ignore[assignment]
+    if trainer.teacher_logits is not None:
+        trainer.teacher_logits = RandomViews()  # type: ignore[assignment]
     trainer.prepare()
-    while trainer.number < num_steps:
+    while trainer.step_index < num_steps:
         for _ in trainer._steps():
-            if trainer.number == num_steps:
+            if trainer.step_index == num_steps:
                 break
         else:
             trainer.end_epoch()
-    return {name: value.nan_to_num() for name, value in trainer.tensors().items()}, told
+    return {name: value.nan_to_num() for name, value in trainer.state_dict().tensors.items()}, told
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_evaluation_is_replayed_too(tmp_path: Path) -> None:
     """With the weights as they are then; the short last batch runs as written."""
     tape, recipe = Tape(), tiny_recipe(method="ce", warm_start={"epochs": 0})
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_recorder", lambda self: tape)
+        patch.setattr(Run, "_graph_backend", lambda self: tape)
         run = make_run(recipe, folder)
-        trainer = run._trainer(run.plans[-1], rehearsal=True)
+        trainer = run.trainer(run.plans[-1], rehearsal=True)
     val, seen = trainer.loader.dataset.val, set()
     for epoch in range(NUM_FIRST + 3):
         trainer.step(next(iter(trainer.loader.epoch(epoch))))
@@ -203,7 +203,7 @@ def test_one_students_nan_reaches_nobody_and_no_file(
     at_poison: dict[str, Tensor] = {}
 
     def poison(event: Event) -> None:
-        if event == Stepped("distill", step):
+        if event == StepEnded("distill", step):
             assert run is not None
             with torch.no_grad():
                 next(run.live.students.networks["resnet10-xxxs"].parameters()).fill_(float("nan"))
@@ -230,8 +230,8 @@ def test_one_students_nan_reaches_nobody_and_no_file(
 class ByNumber(KD):
     """Its weights change with the step's number, which a graph would freeze."""
 
-    def weights(self, step: Step) -> Tensor:
-        return step.logits.new_full((1,), 0.5 + step.number() / 100)
+    def weights(self, batch: BatchContext) -> Tensor:
+        return batch.logits.new_full((1,), 0.5 + batch.step_index() / 100)
 
 
 class WithDropout(nn.Sequential):
@@ -264,7 +264,7 @@ def test_what_needs_the_host_stays_as_written(
 
 
 def graphed(work: Callable[..., Tensor | None], state: Tensor, told: list[str]) -> Callable[..., Any]:
-    return Graphs(Tape(), torch.device("cpu"), told.append).of("this work", work, lambda: [state])
+    return GraphCapture(Tape(), torch.device("cpu"), told.append).wrap("this work", work, lambda: [state])
 
 
 def test_a_replay_that_is_not_the_work_is_told_once_and_left() -> None:
@@ -311,7 +311,7 @@ def test_an_output_is_the_callers_own_and_other_shapes_run_as_written() -> None:
 
     told: list[str] = []
     call = graphed(work, state, told)
-    assert isinstance(call, Replayed)
+    assert isinstance(call, GraphedCallable)
     outputs = [call(torch.full((2,), float(i)), 3) for i in range(8)]
     assert [output.tolist() for output in outputs] == [[3.0 * i] * 2 for i in range(8)]
     assert call(torch.ones(5), 3).tolist() == [3.0] * 5
@@ -364,14 +364,14 @@ def test_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:  # pragm
         told: list[str] = []
 
         def listen(event: Event) -> None:
-            if isinstance(event, Warned) and "CUDA graph" in event.text:
+            if isinstance(event, WarningMessage) and "CUDA graph" in event.text:
                 told.append(event.text)
-            if isinstance(event, Stepped) and event.stage == "distill" and not eager:
+            if isinstance(event, StepEnded) and event.stage == "distill" and not eager:
                 # epochs 1 and 2 hold the warm-up, the captures and the proofs; each epoch's end may wait
                 torch.cuda.set_sync_debug_mode("error" if 20 < event.step < 30 else "default")
 
         with RunFolder.create(str(tmp_path / name), recipe) as folder:
-            Run(recipe, folder, Options(device="cuda", eager=eager), listen).train()
+            Run(recipe, folder, RunOptions(device="cuda", eager=eager), listen).train()
         return told
 
     trained("eager", eager=True)
@@ -386,7 +386,7 @@ def test_resuming_on_a_gpu(tmp_path: Path) -> None:  # pragma: no cover
     def go(out: Path, listen: Callable[[Event], None] = lambda event: None) -> None:
         opened = RunFolder(out) if out.exists() else RunFolder.create(str(out), recipe)
         with opened as folder:
-            Run(recipe, folder, Options(device="cuda"), listen).train()
+            Run(recipe, folder, RunOptions(device="cuda"), listen).train()
 
     go(tmp_path / "whole")
     with pytest.raises(Interrupted):

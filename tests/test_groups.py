@@ -42,7 +42,7 @@ def test_every_student_takes_a_step(tmp_path: Path, recipe: str, size: int, meth
         with RunFolder.create(str(tmp_path / method), resolved) as folder:
             run = make_run(resolved, folder)
             for plan in run.plans[2:]:  # after the teacher and the warm start
-                trainer = run._trainer(plan, rehearsal=True)
+                trainer = run.trainer(plan, rehearsal=True)
                 before = {key: p.detach().clone() for key, p in trainer.students.named_parameters()}
                 trainer.prepare()
                 trainer.step(next(iter(trainer.loader.epoch(0))))

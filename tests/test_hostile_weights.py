@@ -304,7 +304,7 @@ def test_checkpoints(changes: Any, of_position: Any, is_whole: bool, kept: str) 
             assert state is not None
             with state_of_another():
                 checked_position(state.position["trainer"])
-            checkpoints.kept(kept)
+            checkpoints.load_stage(kept)
 
         promise("checkpoints", read, folder)
 

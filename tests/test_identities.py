@@ -197,7 +197,7 @@ def test_training_on_v(tmp_path: Path) -> None:
         data = run.dataset
         seen = torch.cat([batch.ids for epoch in range(12) for batch in run.live.loader.epoch(epoch)]).unique()
         assert set(seen.tolist()) == {*data.train.tolist(), *data.val.tolist()}
-        warm = run._trainer(run.plans[-2])
+        warm = run.trainer(run.plans[-2])
         assert {i for b in warm.loader.epoch(0) for i in b.ids.tolist()} <= set(data.train.tolist())
     best = load_file(tmp_path / "run" / "predictions.safetensors")
     for student in recipe.students:

@@ -18,9 +18,9 @@ from mcd_cli.cli.select import select
 from mcd_cli.data import load_dataset
 from mcd_cli.errors import GateRefused, UserError
 from mcd_cli.export import int8
-from mcd_cli.export.int8 import Verdict, speed
+from mcd_cli.export.int8 import Int8Gate, speed
 from mcd_cli.ladder.budget import Budget
-from mcd_cli.ladder.latency import hardware
+from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.ladder.manifest import load_ladder
 from mcd_cli.ladder.schema import Timing
 
@@ -51,7 +51,7 @@ def test_the_file(deployed: Path) -> None:
     assert entry.exported["int8"].val == pytest.approx(right)
     assert entry.exported["int8"].num_val == len(dataset.val)
     assert right > 0.5  # it was judged on something
-    assert {t.format for t in entry.latency[hardware(1)]} == {"onnx", "int8"}
+    assert {t.format for t in entry.latency[hardware_key(1)]} == {"onnx", "int8"}
 
 
 def test_it_is_a_choice(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_it_is_a_choice(deployed: Path, capsys: pytest.CaptureFixture[str]) -> N
     select(deployed, print_="weights", quiet=True)
     assert capsys.readouterr().out == f"{deployed}/students/{NAME}.safetensors\n"
     ladder = load_ladder(deployed)
-    assert [c.form.name for c in ladder.explain(Budget()).candidates] == [NAME, f"{NAME}.int8"]
+    assert [c.variant.name for c in ladder.explain(Budget()).candidates] == [NAME, f"{NAME}.int8"]
     assert ladder.select().load()(torch.rand(2, 3, 16, 16)).shape == (2, 10)  # of float32: int8 has no weights
 
 
@@ -89,10 +89,10 @@ def test_a_refusal_leaves_no_file(
 
 
 @pytest.mark.parametrize(
-    ("right", "kept"), [(250, True), (240, True), (239, False), (260, True)]
+    ("right", "passed"), [(250, True), (240, True), (239, False), (260, True)]
 )  # of 1,000; float32 has 250; one point is ten images
-def test_the_verdict(right: int, kept: bool) -> None:
-    assert Verdict(250 / 1000, right / 1000, 1000, 0.01).kept is kept
+def test_the_verdict(right: int, passed: bool) -> None:
+    assert Int8Gate(250 / 1000, right / 1000, 1000, 0.01).passed is passed
 
 
 def test_slower_is_called_slower() -> None:

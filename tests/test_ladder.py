@@ -20,10 +20,10 @@ from torch import nn
 from mcd_cli.errors import NothingFits, UserError
 from mcd_cli.ladder import typed_json
 from mcd_cli.ladder.budget import Budget, choose
-from mcd_cli.ladder.latency import hardware
+from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
 from mcd_cli.ladder.schema import StudentEntry
-from mcd_cli.ladder.variants import Form
+from mcd_cli.ladder.variants import Variant
 from mcd_cli.models import build
 
 few = settings(max_examples=80, derandomize=True, database=None, deadline=None)
@@ -329,9 +329,9 @@ def test_weights_that_are_not_the_manifests_are_refused(trained: tuple[Path, nn.
 def test_select(tmp_path: Path, budget: dict[str, Any], name: str) -> None:
     content = document()
     for entry, ms in zip(content["students"], (4.0, 0.5, 2.5), strict=True):
-        # of other hardware, another batch, another form: none of them is asked for
+        # of other hardware, another batch, another variant: none of them is asked for
         other = [timing(0.1, batch=8), timing(0.1, format="int8")]
-        entry["latency"] = {hardware(1): [*other, timing(ms)], hardware(2): [timing(0.1)]}
+        entry["latency"] = {hardware_key(1): [*other, timing(ms)], hardware_key(2): [timing(0.1)]}
     assert load_ladder(write(tmp_path, content)).select(**budget).name == name
 
 
@@ -404,7 +404,7 @@ def test_the_choice_against_every_possibility(
         for i, (macs, tenths) in enumerate(costs)
     ]
     choice = choose(
-        [Form(student) for student in students],
+        [Variant(student) for student in students],
         Budget(max_macs=max_macs, min_accuracy=None if min_accuracy is None else min_accuracy / 10),
     )
     fits = [(t, m) for m, t in costs if m <= (max_macs or 9) and t >= (min_accuracy or 0)]

@@ -16,7 +16,7 @@ from conftest import timing
 from mcd_cli.cli.profile import profile
 from mcd_cli.errors import UserError
 from mcd_cli.export.latency import parse_batches
-from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.latency import hardware_key, measure, remembered
 from mcd_cli.ladder.manifest import load_ladder
 from mcd_cli.ladder.schema import Timing
 
@@ -37,16 +37,16 @@ def test_measure(deployed: Path) -> None:
 
 
 def test_the_hardware_is_named() -> None:
-    assert hardware(1).endswith(f", 1 thread, onnxruntime {version('onnxruntime')}")
-    assert ", 3 threads, " in hardware(3)
+    assert hardware_key(1).endswith(f", 1 thread, onnxruntime {version('onnxruntime')}")
+    assert ", 3 threads, " in hardware_key(3)
 
 
 def test_newer_figures_replace_older_ones(deployed: Path) -> None:
     student = load_ladder(deployed).student(NAME)
     new = Timing(**timing(7.0))
-    told = remembered(student, [new], hardware(1))[hardware(1)]
+    told = remembered(student, [new], hardware_key(1))[hardware_key(1)]
     assert [(t.format, t.p50_ms == 7.0) for t in told] == [("onnx", True), ("int8", False)]
-    assert set(remembered(student, [new], "elsewhere")) == {hardware(1), "elsewhere"}
+    assert set(remembered(student, [new], "elsewhere")) == {hardware_key(1), "elsewhere"}
 
 
 def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,11 +54,11 @@ def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: 
     shutil.copytree(deployed, run)
     profile(run=run, latency=True, batch="1,4", json_output=True)
     (row,) = json.loads(capsys.readouterr().out)["rows"]
-    assert row["latency"]["hardware"] == hardware(1)
+    assert row["latency"]["hardware"] == hardware_key(1)
     assert [(t["format"], t["batch"]) for t in row["latency"]["timings"]] == [
         ("onnx", 1), ("int8", 1), ("onnx", 4), ("int8", 4)
     ]  # fmt: skip
-    kept = load_ladder(run).student(NAME).latency[hardware(1)]
+    kept = load_ladder(run).student(NAME).latency[hardware_key(1)]
     assert len(kept) == 4
     limit = 1.1 * max(t.p99_ms for t in kept if t.batch == 1)
     code = (

@@ -143,7 +143,7 @@ for out in sys.argv[1:]:  # the second loads the teacher that the first has trai
     sys.argv = ["mcd", "distill", "--epochs", "1", "--threads", "1", "--out", out]
     sys.argv += [word for setting in settings for word in ("--set", setting)]
     try:
-        app.main()
+        app.run_command()
     except SystemExit as end:
         assert end.code == 0, end.code
 import torch

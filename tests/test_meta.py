@@ -87,10 +87,10 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
         x, y = torch.randn(N, 3, 4, 4).double(), torch.randint(C, (N,))
         return x, y, 3 * torch.randn(N, C).double(), torch.rand(N, k, num_losses).double()
 
-    def losses(z: Tensor, y: Tensor, guides: Tensor) -> Tensor:
-        return instance_losses(z, y, guides, tau=2.0)
+    def losses(z: Tensor, y: Tensor, targets: Tensor) -> Tensor:
+        return instance_losses(z, y, targets, tau=2.0)
 
-    def guides_of(z: Tensor, y: Tensor, z_teacher: Tensor) -> Tensor:
+    def targets_of(z: Tensor, y: Tensor, z_teacher: Tensor) -> Tensor:
         targets = [z_teacher, pooled(z, y)] if with_pooled else [z_teacher]
         return torch.stack(targets, dim=1)[:, None].detach()
 
@@ -98,7 +98,7 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
         x, y, z_teacher, w = draw()
         z = students(x)
         optimizer.zero_grad()
-        (w * losses(z, y, guides_of(z, y, z_teacher))).sum(dim=(1, 2)).mean().backward()
+        (w * losses(z, y, targets_of(z, y, z_teacher))).sum(dim=(1, 2)).mean().backward()
         optimizer.step()
 
     x, y, z_teacher, w = draw()
@@ -110,8 +110,8 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
     w_leaf = w.clone().requires_grad_()
     copied = copy.deepcopy(students)
     z = functional_call(copied, leaf, (x,))
-    guides = guides_of(z, y, z_teacher)
-    loss = (w_leaf * losses(z, y, guides)).sum() / N
+    targets = targets_of(z, y, z_teacher)
+    loss = (w_leaf * losses(z, y, targets)).sum() / N
     gradients = dict(zip(leaf, torch.autograd.grad(loss, list(leaf.values()), create_graph=True), strict=True))
     theta_new = differentiable_sgd(students, optimizer, gradients, leaf)
     z_val = functional_call(copied, theta_new, (x_val,))
@@ -124,11 +124,11 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
         for group in optimizer.param_groups
     ]
     optimizer.zero_grad()
-    (w * losses(students(x), y, guides)).sum(dim=(1, 2)).mean().backward()
+    (w * losses(students(x), y, targets)).sum(dim=(1, 2)).mean().backward()
     optimizer.step()
     buffers_before = {name: b.clone() for name, b in students.named_buffers()}
     v = meta_gradient.validation_gradient(students, x_val, y_val)
-    directional = meta_gradient.directional_losses(students, theta, v, x, lambda z: losses(z, y, guides))
+    directional = meta_gradient.directional_losses(students, theta, v, x, lambda z: losses(z, y, targets))
     ours = meta_gradient.weight_gradient(directional, c)
 
     for name, p in students.named_parameters():

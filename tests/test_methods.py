@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mcd_cli.errors import UserError
 from mcd_cli.methods import METHODS
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step, Survey
+from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.methods.settings import DistillSection
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.ops.losses import instance_losses
@@ -23,33 +23,33 @@ N, C, TAU = 6, 4, 2.0
 Y = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
-def step_of(k: int, method: Method) -> tuple[Step, Tensor]:
+def batch_of(k: int, method: Method) -> tuple[BatchContext, Tensor]:
     draw = torch.Generator().manual_seed(k)
     z, z_teacher = (2 * torch.randn(*shape, C, generator=draw, dtype=torch.float64) for shape in ((N, k), (N,)))
     (stage,) = method.stages([f"s{j}" for j in range(k)])
     teachers = {TEACHER: z_teacher} if TEACHER in stage.teachers else {}
-    return Step(torch.arange(N), Y, z, teachers, {}, lambda: 0, lambda purpose: generator(purpose)), z
+    return BatchContext(torch.arange(N), Y, z, teachers, {}, lambda: 0, lambda purpose: generator(purpose)), z
 
 
 def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False, **options: Any) -> float:
     """The loss that the engine would minimise: Σ_j mean_i Σ_c w_ijc ℓ_ijc."""
     method = METHODS.load(name)(DistillSection(lambda_=lam, **options))
-    step, z = step_of(k, method)
-    losses = instance_losses(z, Y, method.guides(step), TAU)
+    batch, z = batch_of(k, method)
+    losses = instance_losses(z, Y, method.targets(batch), TAU)
     if cnet:
         (stage,) = method.stages([f"s{j}" for j in range(k)])
-        num_losses = len(method.symbols(stage))
+        num_losses = len(method.loss_names(stage))
         g = Coordinator("resnet10-xxxs", k, num_losses, mean=(0.5,) * 3, std=(0.5,) * 3)
         w = g.weigh(g(torch.rand(N, 3, 16, 16))).double().detach()
         assert w.shape == losses.shape
     else:
-        w = method.weights(step).expand_as(losses)
+        w = method.weights(batch).expand_as(losses)
     return (w * losses).sum(dim=(1, 2)).mean().item()
 
 
 def by_hand(k: int = 3) -> tuple[float, float, float]:
     """Σ_j mean of ce, of kd to the teacher, and of kd to the pool, by torch's own losses."""
-    step, z = step_of(k, METHODS.load("kd")(DistillSection()))
+    batch, z = batch_of(k, METHODS.load("kd")(DistillSection()))
     z_pooled = z.min(dim=1).values
     z_pooled[torch.arange(N), Y] = z.max(dim=1).values[torch.arange(N), Y]
 
@@ -58,7 +58,7 @@ def by_hand(k: int = 3) -> tuple[float, float, float]:
         return TAU**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
     ce = sum(F.cross_entropy(z[:, j], Y).item() for j in range(k))
-    return ce, *(sum(kd(j, t).item() for j in range(k)) for t in (step.teachers[TEACHER], z_pooled))  # type: ignore[return-value]
+    return ce, *(sum(kd(j, t).item() for j in range(k)) for t in (batch.teachers[TEACHER], z_pooled))  # type: ignore[return-value]
 
 
 def test_ce_is_the_labels_alone() -> None:
@@ -80,16 +80,16 @@ def test_an_untrained_c_net_is_kd_plus_half_the_pool() -> None:
 
 def test_one_student_has_no_pool() -> None:
     method = METHODS.load("mc-distil")(DistillSection())
-    step, _ = step_of(1, method)
+    batch, _ = batch_of(1, method)
     (stage,) = method.stages(["alone"])
-    assert method.symbols(stage) == ("alpha", "beta")
-    assert method.guides(step).shape == (N, 1, 1, C)
+    assert method.loss_names(stage) == ("alpha", "beta")
+    assert method.targets(batch).shape == (N, 1, 1, C)
     assert total("mc-distil", k=1, cnet=True) == pytest.approx(total("kd", k=1), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_symbols_and_guides_fit_each_other(name: str) -> None:
-    """Every stage has as many guides as symbols besides the label's, and trains every student once."""
+    """Every stage has as many targets as losses besides the label's, and trains every student once."""
     method = METHODS.load(name)(DistillSection())
     students = ["big", "middle", "small"]
     stages = method.stages(students)
@@ -97,9 +97,11 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
     for stage in stages:
         seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
         z = torch.randn(N, len(stage.students), C)
-        memory = method.prepare(Survey(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
-        guides = method.guides(Step(torch.arange(N), Y, z, seen, memory, lambda: 0, lambda purpose: generator(purpose)))
-        assert len(method.symbols(stage)) == 1 + (0 if guides is None else guides.shape[2])
+        tables = method.prepare(PreparationData(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
+        targets = method.targets(
+            BatchContext(torch.arange(N), Y, z, seen, tables, lambda: 0, lambda purpose: generator(purpose))
+        )
+        assert len(method.loss_names(stage)) == 1 + (0 if targets is None else targets.shape[2])
 
 
 @pytest.mark.parametrize(("name", "teachers"), [("ce", ()), ("kd", (TEACHER,)), ("mc-distil", (TEACHER,))])
@@ -140,32 +142,33 @@ def test_dgkds_teachers_grow_link_by_link() -> None:
         Stage(("middle",), (TEACHER, "big")),
         Stage(("small",), (TEACHER, "big", "middle")),
     ]
-    assert method.symbols(stages[2]) == ("alpha", "beta", "beta/big", "beta/middle")
+    assert method.loss_names(stages[2]) == ("alpha", "beta", "beta/big", "beta/middle")
 
 
-def dgkd_step(number: int = 0) -> Step:
+def dgkd_batch(number: int = 0) -> BatchContext:
     """The third link's step: one student, three teachers."""
     z = torch.randn(N, 1, C, generator=torch.Generator().manual_seed(0))
     teachers = {name: torch.randn(N, C) for name in (TEACHER, "big", "middle")}
-    return Step(torch.arange(N), Y, z, teachers, {}, lambda: number, lambda purpose: generator(purpose, number))
+    return BatchContext(torch.arange(N), Y, z, teachers, {}, lambda: number, lambda purpose: generator(purpose, number))
 
 
 def test_dgkd_weighs_the_label_q_times() -> None:
-    step = dgkd_step()
+    batch = dgkd_batch()
     method = METHODS.load("dgkd")(DistillSection(lambda_=0.25))
-    torch.testing.assert_close(method.weights(step), torch.tensor([3 * 0.75, 0.25, 0.25, 0.25]))
-    z, guides = step.logits.double(), method.guides(step)
-    assert guides.shape == (N, 1, 3, C)
-    weighted = (method.weights(step).double() * instance_losses(z, Y, guides.double(), TAU)).sum(dim=-1).mean()
+    torch.testing.assert_close(method.weights(batch), torch.tensor([3 * 0.75, 0.25, 0.25, 0.25]))
+    z, targets = batch.logits.double(), method.targets(batch)
+    assert targets.shape == (N, 1, 3, C)
+    weighted = (method.weights(batch).double() * instance_losses(z, Y, targets.double(), TAU)).sum(dim=-1).mean()
     log_q = F.log_softmax(z[:, 0] / TAU, -1)
     kd = sum(
-        TAU**2 * F.kl_div(log_q, F.softmax(t.double() / TAU, -1), reduction="batchmean") for t in step.teachers.values()
+        TAU**2 * F.kl_div(log_q, F.softmax(t.double() / TAU, -1), reduction="batchmean")
+        for t in batch.teachers.values()
     )
     assert weighted.item() == pytest.approx((3 * 0.75 * F.cross_entropy(z[:, 0], Y) + 0.25 * kd).item(), rel=1e-10)
 
 
 def test_dgkd_normalised_weighs_as_kd_does() -> None:
-    w = METHODS.load("dgkd")(DistillSection(lambda_=0.25, normalise=True)).weights(dgkd_step())
+    w = METHODS.load("dgkd")(DistillSection(lambda_=0.25, normalise=True)).weights(dgkd_batch())
     torch.testing.assert_close(w, torch.tensor([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]))
 
 
@@ -175,8 +178,8 @@ def test_dgkd_drops_teachers_but_never_t(normalise: bool) -> None:
     method = METHODS.load("dgkd")(DistillSection(lambda_=0.5, drop=0.25, normalise=normalise))
     kept = []
     for number in range(400):
-        w = method.weights(dgkd_step(number))
-        assert torch.equal(w, method.weights(dgkd_step(number)))
+        w = method.weights(dgkd_batch(number))
+        assert torch.equal(w, method.weights(dgkd_batch(number)))
         q = int((w[1:] > 0).sum())
         assert w[1] > 0
         assert w.sum().item() == pytest.approx(1 if normalise else q)
@@ -185,7 +188,7 @@ def test_dgkd_drops_teachers_but_never_t(normalise: bool) -> None:
     share = torch.stack(kept)
     assert share.mean(dim=0).tolist() == pytest.approx([0.75, 0.75], abs=0.08)  # 3.7 standard errors
     assert share.prod(dim=1).mean().item() == pytest.approx(0.75**2, abs=0.1)
-    alone = METHODS.load("dgkd")(DistillSection(drop=1.0)).weights(dgkd_step())
+    alone = METHODS.load("dgkd")(DistillSection(drop=1.0)).weights(dgkd_batch())
     assert alone.tolist() == [0.5, 0.5, 0, 0]
 
 
@@ -195,7 +198,7 @@ def difficulty(**options: Any) -> tuple[Tensor, np.ndarray]:
     z, y = 3 * torch.randn(400, 4, C, generator=draw), torch.randint(C, (400,), generator=draw)
     z[5] *= 30  # an outlier
     method = METHODS.load("rmc")(DistillSection(**options))
-    table = method.prepare(Survey(7 + 3 * torch.arange(400), y, 2000, lambda: z))["difficulty"]
+    table = method.prepare(PreparationData(7 + 3 * torch.arange(400), y, 2000, lambda: z))["difficulty"]
     logits = z.double().numpy()
     log_sum = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     ce = log_sum - np.take_along_axis(logits, y.numpy()[:, None, None], -1)[..., 0]
@@ -224,13 +227,13 @@ def test_rmc_clips_outliers() -> None:
 
 def test_rmc_softens_the_teacher_image_by_image() -> None:
     method = METHODS.load("rmc")(DistillSection())
-    step, _ = step_of(2, METHODS.load("kd")(DistillSection()))
+    batch, _ = batch_of(2, METHODS.load("kd")(DistillSection()))
     table = torch.linspace(0.3, 1, N).double()
     ids = torch.tensor([3, 0, 5, 1, 2, 4])
-    step = Step(ids, Y, step.logits, step.teachers, {"difficulty": table}, lambda: 0, step.draw)
-    guides = method.guides(step)
+    batch = BatchContext(ids, Y, batch.logits, batch.teachers, {"difficulty": table}, lambda: 0, batch.draw)
+    targets = method.targets(batch)
     for i in range(N):
-        torch.testing.assert_close(guides[i, 0, 0], table[ids[i]] * step.teachers[TEACHER][i])
+        torch.testing.assert_close(targets[i, 0, 0], table[ids[i]] * batch.teachers[TEACHER][i])
     told = method.summary({"difficulty": torch.cat([torch.full((3,), float("nan")), table])})["difficulty"]
     assert list(told) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
     assert told["0.25"] == pytest.approx(np.quantile(table.numpy(), 0.25))
@@ -242,7 +245,7 @@ def test_meta_distil_trains_each_student_alone() -> None:
     method = METHODS.load("meta-distil")(DistillSection())
     assert method.learned
     assert method.stages(LADDER) == [Stage((name,)) for name in LADDER]
-    assert method.symbols(Stage(("big",))) == ("alpha", "beta")
+    assert method.loss_names(Stage(("big",))) == ("alpha", "beta")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_run, tiny_recipe
 
-from mcd_cli.engine.events import Event, Said, Warned
+from mcd_cli.engine.events import Event, InfoMessage, WarningMessage
 from mcd_cli.engine.preflight import bar, check_teacher
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.teacher import Teacher, about, read_teacher
@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, to
     recipe = tiny_recipe(batch_size=64, teacher={"arch": "resnet10-xs", "epochs": 6})
     with RunFolder.create(str(tmp_path_factory.mktemp("runs") / "run"), recipe) as folder:
         run = make_run(recipe, folder)
-        trainer = run._trainer(run.plans[0])
+        trainer = run.trainer(run.plans[0])
         for steps in trainer.epochs():
             for _ in steps:
                 pass
@@ -60,7 +60,7 @@ def heard(run: Run, teacher: Teacher, force: bool = False) -> list[Event]:
 
 def test_a_good_teacher_passes_in_silence(trained: Any, tmp_path: Path) -> None:
     (event,) = heard(trained[0], given(trained, tmp_path))
-    assert isinstance(event, Said)
+    assert isinstance(event, InfoMessage)
     accuracy = float(event.text.split("%")[0].split()[-1])
     assert accuracy > 80
 
@@ -83,4 +83,4 @@ def test_a_foreign_teacher_is_refused_and_force_goes_on(trained: Any, tmp_path: 
     foreign = given(trained, tmp_path, **noise | {"conv1.weight": torch.randn_like(trained[1]["conv1.weight"])})
     with pytest.raises(GateRefused, match="is it a teacher for this data set"):
         heard(trained[0], foreign)
-    assert isinstance(heard(trained[0], foreign, force=True)[-1], Warned)
+    assert isinstance(heard(trained[0], foreign, force=True)[-1], WarningMessage)

@@ -86,8 +86,8 @@ def by_double_backward(case: str, folder: Path) -> dict[str, Tensor]:
         z, statistics = in_shards(students, theta, x)
         with torch.no_grad():
             z_teacher = start.teachers["teacher"](x)
-        guides = torch.stack([z_teacher, pooled(z.detach(), y)], dim=1)[:, None]
-        losses = instance_losses(z, y, guides, 2.0)
+        targets = torch.stack([z_teacher, pooled(z.detach(), y)], dim=1)[:, None]
+        losses = instance_losses(z, y, targets, 2.0)
         of_teacher = nn.functional.cross_entropy(z_teacher, y, reduction="none")
         p, of_cnet = in_shards(cnet, phi, x, torch.cat([losses.detach().flatten(1), of_teacher[:, None]], dim=1))
         loss = (cnet.weigh(p) * losses).sum(dim=(1, 2)).mean()
@@ -151,7 +151,7 @@ def test_two_processes_are_one_with_two_shards(together: Path, tmp_path: Path, m
     alone = trainer_of("paper", tmp_path)
     walk(alone)
     found = read_state(together / "paper-0.safetensors").tensors
-    assert apart(found, alone.tensors()) < 1e-4
+    assert apart(found, alone.state_dict().tensors) < 1e-4
 
 
 def test_two_processes_against_double_backward(together: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_synced_batch_norm_is_one_process(together: Path, tmp_path: Path) -> Non
     alone = trainer_of("sync-in-double", tmp_path)
     walk(alone)
     found = read_state(together / "sync-in-double-0.safetensors").tensors
-    assert apart(found, alone.tensors()) < 1e-6
+    assert apart(found, alone.state_dict().tensors) < 1e-6
 
 
 @pytest.mark.parametrize("case", ["paper", "mean-in-double", "sync-in-double"])

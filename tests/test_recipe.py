@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcd_cli.cli.distill import Asked, resolve
+from mcd_cli.cli.distill import DistillOptions, resolve
 from mcd_cli.errors import UserError
 from mcd_cli.recipe.loading import load_recipe, parse_recipe, parse_setting, recipe_names
 from mcd_cli.recipe.schema import Recipe, name_students
@@ -54,7 +54,7 @@ def test_everything_goes_round(tmp_path: Path) -> None:
 def test_default_recipe_set_flag(tmp_path: Path) -> None:
     """Each beats the one before."""
     (tmp_path / "r.toml").write_text("seed = 1\nsplit_seed = 1\nbatch_size = 11\n[optimizer]\nlr = 1.0\n")
-    asked = Asked(
+    asked = DistillOptions(
         recipe=str(tmp_path / "r.toml"),
         settings=["split_seed=2", "batch_size=12", "optimizer.momentum=0.5", "method=kd"],
         overrides={"batch_size": 13},
@@ -69,10 +69,10 @@ def test_default_recipe_set_flag(tmp_path: Path) -> None:
     ("dataset", "expected"), [(None, "digits"), ("cifar100", "cifar100"), ("./cifar100", "folder"), ("x/y", "folder")]
 )
 def test_without_a_name_the_data_sets_recipe(dataset: str | None, expected: str) -> None:
-    asked = Asked(dataset=dataset)
+    asked = DistillOptions(dataset=dataset)
     changes = {} if dataset is None else {"dataset": dataset}
     assert resolve(asked) == load_recipe(expected, changes)
-    by_set = Asked(settings=[] if dataset is None else [f"dataset={dataset}"])
+    by_set = DistillOptions(settings=[] if dataset is None else [f"dataset={dataset}"])
     assert resolve(by_set) == resolve(asked)
 
 
@@ -86,14 +86,14 @@ def test_without_a_name_the_data_sets_recipe(dataset: str | None, expected: str)
     ],
 )
 def test_teacher_is_a_file_or_an_architecture(teacher: str, arch: str | None, expected: tuple) -> None:
-    section = resolve(Asked(teacher=teacher, teacher_arch=arch)).teacher
+    section = resolve(DistillOptions(teacher=teacher, teacher_arch=arch)).teacher
     assert (section.file, section.arch) == expected
 
 
 def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("resnet18").touch()
-    assert resolve(Asked(teacher="resnet18")).teacher.file == "resnet18"
+    assert resolve(DistillOptions(teacher="resnet18")).teacher.file == "resnet18"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from conftest import finished, go_on, signal_at, tiny_recipe, train
 from mcd_cli import files
 from mcd_cli.data import pixels
 from mcd_cli.engine import evaluation, trainer
-from mcd_cli.engine.checkpointer import Saver
-from mcd_cli.engine.events import Event, Said, Stepped, Warned
-from mcd_cli.engine.run import Options, Run
+from mcd_cli.engine.checkpointer import Checkpointer
+from mcd_cli.engine.events import Event, InfoMessage, StepEnded, WarningMessage
+from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import McdError, RunFailed, UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
@@ -61,7 +61,7 @@ def is_state(source: Any, target: Any) -> bool:
     return Path(target).name.startswith("state-")
 
 
-def is_between_stages(saver: Saver, trainer: Any) -> bool:
+def is_between_stages(checkpointer: Checkpointer, trainer: Any) -> bool:
     return trainer is None
 
 
@@ -70,7 +70,7 @@ FAILPOINTS = {
     "in a step": ((trainer, "instance_losses"), 7),
     "in a meta step": ((trainer.meta_gradient, "directional_losses"), 3),
     "between a state's temporary file and its name": ((files.os, "replace"), 3, is_state),
-    "between a stage's result and its state": ((Saver, "save"), 1, is_between_stages),
+    "between a stage's result and its state": ((Checkpointer, "save"), 1, is_between_stages),
     "in evaluation": ((trainer, "predictions"), 2),
     "before the manifest": ((Ladder, "save"), 1),
 }
@@ -192,7 +192,7 @@ def test_a_teacher_of_other_hardware_is_found_again(tmp_path: Path, monkeypatch:
         train(tiny_recipe(), out, signal_at("distill", 1))
     plain = trainer.Hardware.describe
     monkeypatch.setattr(trainer.Hardware, "describe", lambda self: plain(self) | {"threads": 64})
-    go_on(out, lambda event: said.append(event.text) if isinstance(event, Warned) else None)
+    go_on(out, lambda event: said.append(event.text) if isinstance(event, WarningMessage) else None)
     assert said[0].startswith("threads 1 then, 64 now")
     began = json.loads((tmp_path / "first" / "ladder.json").read_text())["teacher"]["sha256"]
     assert json.loads((out / "ladder.json").read_text())["teacher"]["sha256"] == began
@@ -201,12 +201,12 @@ def test_a_teacher_of_other_hardware_is_found_again(tmp_path: Path, monkeypatch:
 def streamed(out: Path, emit: Callable[[Event], None] = lambda event: None) -> None:
     recipe = tiny_recipe()
     with RunFolder.create(str(out), recipe) as folder:
-        Run(recipe, folder, Options(device="cpu", threads=1, max_memory=1000), emit).train()
+        Run(recipe, folder, RunOptions(device="cpu", threads=1, max_memory=1000), emit).train()
 
 
 def test_streaming_is_the_same_training(uninterrupted: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    streamed(tmp_path / "run", lambda event: said.append(event.text) if isinstance(event, Said) else None)
+    streamed(tmp_path / "run", lambda event: said.append(event.text) if isinstance(event, InfoMessage) else None)
     assert any("streamed from disk" in line for line in said)
     assert finished(tmp_path / "run") == finished(uninterrupted)
 
@@ -223,7 +223,7 @@ def test_a_dead_worker_is_told(tmp_path: Path, uninterrupted: Path, monkeypatch:
 
     monkeypatch.setattr(pixels._Rows, "__getitem__", deadly)
     with pytest.raises(RunFailed, match="process that reads images ahead has died"):
-        streamed(tmp_path / "run", lambda event: armed.append(True) if event == Stepped("distill", 4) else None)
+        streamed(tmp_path / "run", lambda event: armed.append(True) if event == StepEnded("distill", 4) else None)
     armed.clear()
     go_on(tmp_path / "run")
     assert finished(tmp_path / "run") == finished(uninterrupted)

@@ -12,7 +12,7 @@ import torch
 from conftest import make_run, tiny_recipe, train
 from torch import Tensor
 
-from mcd_cli.engine.instance_weights import NUM_EXTREMES, Weighed
+from mcd_cli.engine.instance_weights import NUM_EXTREMES, InstanceWeights
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.reporting.coordinator_plot import draw_story
@@ -85,7 +85,7 @@ def test_images_and_classes_are_told_at_the_end_of_the_stage(run: dict[str, Any]
 
 def test_drift_does_not_tell_when_an_image_was_used() -> None:
     """All weights grow from step to step, and one image is missing in the first: it is no extreme for that."""
-    seen = Weighed(5, 1, 2, torch.device("cpu"))
+    seen = InstanceWeights(5, 1, 2, torch.device("cpu"))
     own = torch.tensor([0.1, 0.0, -0.1, 0.0, 0.0])
     for ids, level in ((torch.arange(4), 0.2), (torch.arange(5), 0.8)):
         w = (level + own[ids] - own[ids].mean())[:, None, None].expand(-1, 1, 2)

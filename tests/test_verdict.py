@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcd_cli.comparison.statistics import Contrast, contrasts
-from mcd_cli.comparison.verdict import Question, ask, claimed, sentences, subjects_of
+from mcd_cli.comparison.verdict import Question, claimed, question_for, sentences, subjects_of
 
 TRUE_MEANS = {
     "kd": 0.34,
@@ -31,7 +31,7 @@ def judged(**means: float) -> tuple[Question, Contrast, dict[tuple[str, str], Co
     random = np.random.default_rng(0)
     right = {name: mean + 0.002 * random.standard_normal((5, 100)) for name, mean in means.items()}
     totals = {name: TOTALS.get(name, 1.0) for name in means}
-    question = ask("mc-distil", totals)
+    question = question_for("mc-distil", totals)
     assert question is not None
     answers = contrasts({(a, b): right[a] - right[b] for a, b in question.pairs()}, resamples=500)
     gain = contrasts({"gain": right[question.subject] - right["kd"]}, resamples=500)["gain"]
@@ -100,11 +100,11 @@ def test_whose_gain_it_is() -> None:
     names = ["kd", "mc-distil-mean", "mc-distil-normalised", "mc-distil-normalised-alone", "mc-distil-nops"]
     assert subjects_of([*names, "mc-distil"]) == ["mc-distil-normalised", "mc-distil"]
     assert subjects_of(["kd", "ce"]) == []
-    assert ask("mc-distil", {"mc-distil": 1.0}) is None
+    assert question_for("mc-distil", {"mc-distil": 1.0}) is None
 
 
 def test_a_variant_has_controls_of_its_own() -> None:
-    question = ask(
+    question = question_for(
         "mc-distil-normalised",
         dict.fromkeys([*TRUE_MEANS, "mc-distil-normalised-mean"], 1.0) | {"mc-distil-normalised": 3.0},
     )

@@ -62,7 +62,7 @@ def test_rows_are_by_sample_id(tmp_path: Path) -> None:
     with RunFolder.create(str(tmp_path / "x"), recipe) as folder:
         run = make_run(recipe, folder)
     assert run.teacher is not None
-    table = teacher_logits.Views(run.teacher, run.loader, run.hardware, 2, lambda event: None)
+    table = teacher_logits.TeacherLogits(run.teacher, run.loader, run.hardware, 2, lambda event: None)
     for epoch in (0, 3):
         batch = next(iter(run.loader.epoch(epoch, views=2)))
         said = run.teacher.network(batch.images)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from mcd_cli.cli.startup import leave
+from mcd_cli.cli.startup import exit_now
 from mcd_cli.errors import Interrupted, McdError, UserError
 
 app = typer.Typer(
@@ -77,7 +77,8 @@ def distill(
 
     Without options: the built-in digits, a teacher trained on the spot, method mc-distil.
     """
-    from mcd_cli.cli.distill import Asked, run
+    from mcd_cli.cli.distill import DistillOptions
+    from mcd_cli.cli.distill import distill as run
 
     overrides: dict[str, Any] = {
         "data_root": data_root,
@@ -92,7 +93,7 @@ def distill(
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
     }
-    asked = Asked(
+    options = DistillOptions(
         recipe=recipe,
         settings=set_ or [],
         dataset=dataset,
@@ -113,7 +114,7 @@ def distill(
         debug=debug,
         eager=eager,
     )
-    run(asked)
+    run(options)
 
 
 @app.command()
@@ -183,9 +184,9 @@ def compare(
 
     One teacher, one split, one warm start per student and seed. The same command again goes on where it stopped.
     """
-    from mcd_cli.cli.compare import Compared
+    from mcd_cli.cli.compare import CompareOptions
     from mcd_cli.cli.compare import compare as run
-    from mcd_cli.cli.distill import Asked
+    from mcd_cli.cli.distill import DistillOptions
 
     overrides: dict[str, Any] = {
         "data_root": data_root,
@@ -197,7 +198,7 @@ def compare(
         "teacher.norm": teacher_norm,
         "checkpoint.every": checkpoint_every,
     }
-    asked = Asked(
+    options = DistillOptions(
         recipe=recipe,
         settings=set_ or [],
         dataset=dataset,
@@ -218,7 +219,7 @@ def compare(
         debug=debug,
         eager=eager,
     )
-    run(Compared(asked, methods, seeds, overlay or [], beside or [], paper))
+    run(CompareOptions(options, methods, seeds, overlay or [], beside or [], paper))
 
 
 @app.command()
@@ -273,7 +274,7 @@ Percentile = Annotated[str | None, typer.Option(help="Of the latency: p50, p90 o
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of onnxruntime.")]
 
 
-def once(limits: dict[str, list[str] | None]) -> dict[str, Any]:
+def single_values(limits: dict[str, list[str] | None]) -> dict[str, Any]:
     """Each limit's one value; raises UserError where two contradict each other."""
     for name, given in limits.items():
         if given and len(given) > 1:
@@ -302,7 +303,7 @@ def select(
     limits |= {"max_latency": max_latency, "min_accuracy": min_accuracy}
     choose(
         run,
-        **once(limits),
+        **single_values(limits),
         percentile=percentile,
         threads=threads,
         print_=print_,
@@ -365,7 +366,7 @@ def predict(
         images,
         run,
         student=student,
-        limits=once(limits),
+        limits=single_values(limits),
         percentile=percentile,
         top=top,
         threads=threads,
@@ -387,7 +388,7 @@ def report(
     write(run, out=out, json_output=json_output)
 
 
-def main() -> None:
+def run_command() -> None:
     """Entry point: every known failure is one line on stderr and its exit code."""
     try:
         for argument in sys.argv[1:]:
@@ -413,14 +414,14 @@ def main() -> None:
         fail(f"a fault of mcd ({type(error).__name__}: {' '.join(str(error).split())}); --debug shows where", 1)
 
 
-def enter() -> None:
-    """What `mcd` runs: `main`, and out."""
+def main() -> None:
+    """What `mcd` runs: the command, then a quick exit."""
     code: object = 0
     try:
-        main()
+        run_command()
     except SystemExit as end:
         code = end.code
-    leave(code if isinstance(code, int) else 1)
+    exit_now(code if isinstance(code, int) else 1)
 
 
 def fail(line: str, code: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcd_cli.cli.distill import Asked, check, is_out_of_memory, resolve, with_checkpoint_interval
+from mcd_cli.cli.distill import DistillOptions, check, is_out_of_memory, resolve, with_checkpoint_interval
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.ladder.folder import LADDER_PLOT, LOG, MANIFEST, make_folder, next_folder
 from mcd_cli.methods import METHODS
@@ -29,10 +29,10 @@ SEEDS = "0,1,2"
 
 
 @dataclass(frozen=True)
-class Compared:
+class CompareOptions:
     """What stands on the command line: what a run takes, and who is compared on which seeds."""
 
-    run: Asked
+    run: DistillOptions
     methods: str | None = None
     seeds: str | None = None
     overlays: list[str] = field(default_factory=list)
@@ -40,27 +40,27 @@ class Compared:
     paper: bool = False
 
 
-def compare(asked: Compared) -> None:
+def compare(options: CompareOptions) -> None:
     """Train what is not trained yet, or only estimate. stdout gets the tables and the verdict (or JSON)."""
     from mcd_cli.comparison.plan import Plan
 
-    check(asked.run)
+    check(options.run)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("mcd compare trains its cells in one process; start it without torchrun")
-    if asked.run.resume is not None:
-        if asked.methods is not None or asked.seeds is not None or asked.overlays:
+    if options.run.resume is not None:
+        if options.methods is not None or options.seeds is not None or options.overlays:
             raise UserError("--resume goes on with the plan in its folder; to add methods or seeds, name it with --out")
-        folder = Path(asked.run.resume)
+        folder = Path(options.run.resume)
         plan = Plan.load(folder)
         made: list[Path] = []
     else:
-        plan = resolve_plan(asked)
-        folder, made = (Path(), []) if asked.run.dry_run else _place(asked.run.out, plan)
-    plan = Plan(with_checkpoint_interval(plan.base, asked.run), plan.contenders, plan.seeds)
+        plan = resolve_plan(options)
+        folder, made = (Path(), []) if options.run.dry_run else _place(options.run.out, plan)
+    plan = Plan(with_checkpoint_interval(plan.base, options.run), plan.contenders, plan.seeds)
     try:
-        if not asked.run.dry_run:
+        if not options.run.dry_run:
             plan.save(folder)
-        _conduct(asked, plan, folder)
+        _conduct(options, plan, folder)
     except (Interrupted, KeyboardInterrupt):
         command = f"mcd compare --resume {shlex.quote(str(folder))}"
         raise Interrupted("interrupted" if _discard(folder, made) else f"interrupted; go on with: {command}") from None
@@ -68,7 +68,7 @@ def compare(asked: Compared) -> None:
         _discard(folder, made)
         raise
     except Exception as error:
-        if not asked.run.dry_run and not _discard(folder, made):
+        if not options.run.dry_run and not _discard(folder, made):
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
         if is_out_of_memory(error):
             smaller = max(2, plan.base.batch_size // 2)
@@ -78,20 +78,20 @@ def compare(asked: Compared) -> None:
         raise
 
 
-def resolve_plan(asked: Compared) -> Plan:
+def resolve_plan(options: CompareOptions) -> Plan:
     """The base recipe with its overlays, the contenders by name, the seeds."""
     from mcd_cli.comparison.plan import Plan
 
     overlay: dict[str, Any] = {}
-    for name in asked.overlays:
+    for name in options.overlays:
         (found,) = _one(name)
         overlay |= dict(found.changes)
-    base = resolve(asked.run, overlay)
-    names = ",".join(name for name in PAPERS_METHODS if name in METHODS) if asked.methods is None else asked.methods
+    base = resolve(options.run, overlay)
+    names = ",".join(name for name in PAPERS_METHODS if name in METHODS) if options.methods is None else options.methods
     contenders = [one for name in names.split(",") for one in find_contenders(name.strip())]
     for contender in contenders:
         contender.recipe(base, base.seed)  # whatever is wrong with it is told now
-    return Plan(base, tuple(contenders), parse_seeds(asked.seeds or SEEDS))
+    return Plan(base, tuple(contenders), parse_seeds(options.seeds or SEEDS))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -113,41 +113,43 @@ def _one(name: str) -> list[Contender]:
     return found
 
 
-def _conduct(asked: Compared, plan: Plan, folder: Path) -> None:
+def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
     from mcd_cli.cli.progress import View
     from mcd_cli.comparison.paper import papers_figures
     from mcd_cli.comparison.runner import Comparison
 
-    paper = papers_figures(plan.base) if asked.paper else None
-    if asked.paper and paper is None:
+    paper = papers_figures(plan.base) if options.paper else None
+    if options.paper and paper is None:
         raise UserError("--paper: no block of the paper's tables has this data set, teacher and students")
-    view = View(quiet=asked.run.quiet)
+    view = View(quiet=options.run.quiet)
     try:
-        comparison = Comparison(plan, folder, _engine(asked.run, view), view)
+        comparison = Comparison(plan, folder, _engine(options.run, view), view)
         if comparison.to_train:
             cost = comparison.estimate()
             _tell(comparison, cost, view)
-            if asked.run.dry_run:
-                _print_plan(comparison, cost, asked.run.json_output)
+            if options.run.dry_run:
+                _print_plan(comparison, cost, options.run.json_output)
                 return
             comparison.train()
-        document = comparison.document([Path(path) for path in asked.beside], paper)
+        document = comparison.document([Path(path) for path in options.beside], paper)
     finally:
         view.close()
     _draw_cells(folder)
-    _print(document, folder, asked.run.json_output)
+    _print(document, folder, options.run.json_output)
     view.say(f"the comparison is in {folder}")
 
 
-def _engine(asked: Asked, view: View) -> Engine:
-    from mcd_cli.engine.run import Options, Run
+def _engine(options: DistillOptions, view: View) -> Engine:
+    from mcd_cli.engine.run import Run, RunOptions
     from mcd_cli.ladder.folder import RunFolder
 
-    memory = None if asked.max_memory is None else size(asked.max_memory)
-    options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory, asked.eager)
+    memory = None if options.max_memory is None else size(options.max_memory)
+    run_options = RunOptions(
+        options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager
+    )
 
     def run(recipe: Recipe, folder: RunFolder) -> Run:
-        return Run(recipe, folder, options, view)
+        return Run(recipe, folder, run_options, view)
 
     return run
 
@@ -155,7 +157,7 @@ def _engine(asked: Asked, view: View) -> Engine:
 def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
     """The estimate, and a warning where C-NET will learn too seldom to judge it."""
     from mcd_cli.comparison.document import FEW_UPDATES
-    from mcd_cli.engine.events import Warned
+    from mcd_cli.engine.events import WarningMessage
 
     todo = comparison.to_train
     view.say(f"{len(todo)} cells to train: about {show_time(cost.total_seconds)} in all")
@@ -163,7 +165,7 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
     if few:
         told = ", ".join(f"{name} {number}" for name, number in few.items())
         view(
-            Warned(
+            WarningMessage(
                 f"C-NET updates: {told}; under {FEW_UPDATES} nothing is proved of C-NET; "
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )

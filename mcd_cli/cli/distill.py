@@ -25,7 +25,7 @@ FEW_STEPS = 150  # an estimate would take a tenth of so short a run, or more
 
 
 @dataclass(frozen=True)
-class Asked:
+class DistillOptions:
     """What stands on the command line."""
 
     recipe: str | None = None
@@ -49,23 +49,23 @@ class Asked:
     eager: bool = False
 
 
-def run(asked: Asked) -> None:
+def distill(options: DistillOptions) -> None:
     """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else.
 
     Under torchrun the process of rank 0 alone has the folder and speaks.
     """
-    check(asked)
+    check(options)
     writes = os.environ.get("RANK", "0") == "0"
-    if asked.resume is None:
-        recipe = resolve(asked)
-        folder = RunFolder.create(asked.out, recipe) if writes else None  # the recipe stands before torch is imported
+    if options.resume is None:
+        recipe = resolve(options)
+        folder = RunFolder.create(options.out, recipe) if writes else None  # the recipe stands before torch is imported
     elif writes:
-        folder, recipe = RunFolder.open(asked.resume)
+        folder, recipe = RunFolder.open(options.resume)
     else:
         folder, recipe = None, Recipe()  # process 0 tells it
     with folder or nullcontext():
         try:
-            _train(asked, with_checkpoint_interval(recipe, asked), folder)
+            _train(options, with_checkpoint_interval(recipe, options), folder)
         except McdError:
             if folder is not None:
                 folder.discard()
@@ -98,53 +98,55 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
-def resolve(asked: Asked, overlay: Mapping[str, Any] | None = None) -> Recipe:
+def resolve(options: DistillOptions, overlay: Mapping[str, Any] | None = None) -> Recipe:
     """Defaults < recipe < overlay < --set < flags."""
-    settings = {**(overlay or {}), **dict(parse_setting(text) for text in asked.settings)}
-    flags = dict(asked.overrides)
-    if asked.dataset is not None:
-        flags["dataset"] = asked.dataset
-    if asked.students is not None:
-        flags["students"] = name_students(asked.students.split(","))
-    if asked.teacher is not None:
-        is_file = as_path(asked.teacher).exists() or "/" in asked.teacher or bool(Path(asked.teacher).suffix)
-        is_file = is_file and not asked.teacher.startswith("torchvision:")
-        if asked.teacher_arch is not None and not is_file:
-            raise UserError(f"--teacher-arch is for a teacher's file; {asked.teacher!r} is an architecture itself")
-        flags["teacher.file"] = asked.teacher if is_file else None
-        flags["teacher.arch"] = asked.teacher_arch if is_file else asked.teacher
-    elif asked.teacher_arch is not None:
-        flags["teacher.arch"] = asked.teacher_arch
+    settings = {**(overlay or {}), **dict(parse_setting(text) for text in options.settings)}
+    flags = dict(options.overrides)
+    if options.dataset is not None:
+        flags["dataset"] = options.dataset
+    if options.students is not None:
+        flags["students"] = name_students(options.students.split(","))
+    if options.teacher is not None:
+        is_file = as_path(options.teacher).exists() or "/" in options.teacher or bool(Path(options.teacher).suffix)
+        is_file = is_file and not options.teacher.startswith("torchvision:")
+        if options.teacher_arch is not None and not is_file:
+            raise UserError(f"--teacher-arch is for a teacher's file; {options.teacher!r} is an architecture itself")
+        flags["teacher.file"] = options.teacher if is_file else None
+        flags["teacher.arch"] = options.teacher_arch if is_file else options.teacher
+    elif options.teacher_arch is not None:
+        flags["teacher.arch"] = options.teacher_arch
     dataset = flags.get("dataset", settings.get("dataset"))
-    return load_recipe(asked.recipe, settings | flags, dataset=dataset)
+    return load_recipe(options.recipe, settings | flags, dataset=dataset)
 
 
-def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
+def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) -> None:
     with quick_imports():
         from mcd_cli.cli.progress import View
         from mcd_cli.engine.hardware import joined
-        from mcd_cli.engine.run import Options, Run
+        from mcd_cli.engine.run import Run, RunOptions
         from mcd_cli.ladder.manifest import load_ladder
         from mcd_cli.reporting.ladder_table import print_ladder
         from mcd_cli.reporting.plots import draw
 
-    processes = joined(asked.device)
+    processes = joined(options.device)
     recipe = processes.broadcast(recipe)
     is_finished = processes.broadcast(folder is not None and folder.is_finished)
-    view = View(quiet=asked.quiet)
+    view = View(quiet=options.quiet)
     ladder = training = None
     try:
         if not is_finished:
-            memory = None if asked.max_memory is None else size(asked.max_memory)
-            options = Options(asked.device, asked.threads, asked.force, asked.skip_bad_images, memory, asked.eager)
-            training = Run(recipe, folder, options, view if processes.is_main else lambda event: None)
-            if asked.resume is None:
+            memory = None if options.max_memory is None else size(options.max_memory)
+            run_options = RunOptions(
+                options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager
+            )
+            training = Run(recipe, folder, run_options, view if processes.is_main else lambda event: None)
+            if options.resume is None:
                 training.check()
-                if asked.dry_run:
+                if options.dry_run:
                     seconds = training.estimate()
                     if folder is not None:
                         folder.discard()
-                        _print_plan(training, seconds, asked.json_output)
+                        _print_plan(training, seconds, options.json_output)
                     return
                 if training.num_steps > FEW_STEPS:
                     training.estimate()
@@ -160,7 +162,7 @@ def _train(asked: Asked, recipe: Recipe, folder: RunFolder | None) -> None:
     finally:
         view.close()
     processes.leave()
-    print_ladder(ladder, asked.json_output)
+    print_ladder(ladder, options.json_output)
     view.say(f"the ladder is in {folder.path}")
 
 
@@ -200,23 +202,23 @@ def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
     console.print(drawn)
 
 
-def check(asked: Asked) -> None:
-    if asked.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device takes auto, cpu or cuda, not {asked.device!r}")
-    if asked.resume is not None:
-        if asked.dry_run:
+def check(options: DistillOptions) -> None:
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device takes auto, cpu or cuda, not {options.device!r}")
+    if options.resume is not None:
+        if options.dry_run:
             raise UserError("--dry-run estimates a new run; --resume goes on with one")
-        given = [asked.recipe, asked.dataset, asked.teacher, asked.teacher_arch, asked.students, asked.out]
-        changed = [key for key in asked.overrides if key != "checkpoint.every"]
-        if any(value is not None for value in given) or asked.settings or changed:
+        given = [options.recipe, options.dataset, options.teacher, options.teacher_arch, options.students, options.out]
+        changed = [key for key in options.overrides if key != "checkpoint.every"]
+        if any(value is not None for value in given) or options.settings or changed:
             raise UserError(
                 "--resume goes on with the recipe in its folder; "
                 "only --device, --threads, --max-memory, --eager and --checkpoint-every may change"
             )
 
 
-def with_checkpoint_interval(recipe: Recipe, asked: Asked) -> Recipe:
-    if "checkpoint.every" not in asked.overrides:
+def with_checkpoint_interval(recipe: Recipe, options: DistillOptions) -> Recipe:
+    if "checkpoint.every" not in options.overrides:
         return recipe
-    section = CheckpointSection(every=asked.overrides["checkpoint.every"])
+    section = CheckpointSection(every=options.overrides["checkpoint.every"])
     return recipe.model_copy(update={"checkpoint": section})

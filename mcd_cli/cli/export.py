@@ -26,7 +26,7 @@ def export(
     data_root: str | None = None,
     json_output: bool = False,
 ) -> None:
-    """Export every student, or those named (`NAME`, or `NAME.int8` for its int8 form too).
+    """Export every student, or those named (`NAME`, or `NAME.int8` for its int8 variant too).
 
     max_drop: points of accuracy on V that int8 may lose. Raises GateRefused at the end, when every student was
     tried, for files that do not compute what the model does and for int8 that loses more.
@@ -37,14 +37,14 @@ def export(
         raise UserError(f"--max-drop {max_drop:g} must lie between 0 and 100 points of accuracy")
     folder = find_run(run)
     ladder = load_ladder(folder)
-    forms = [ladder.form(name) for name in dict.fromkeys(students or [s.name for s in ladder.students])]
-    as_int8 = {form.student.name for form in forms if int8 or form.format == INT8}
+    variants = [ladder.variant(name) for name in dict.fromkeys(students or [s.name for s in ladder.students])]
+    as_int8 = {variant.student.name for variant in variants if int8 or variant.format == INT8}
     target = _writable(folder, out)
     dataset = load_training_data(ladder, folder, data_root, talk().print)
     job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, max_drop / 100, talk().print)
     written: list[dict[str, Any]] = []
     refused: list[str] = []
-    for student in {form.student.name: form.student for form in forms}.values():
+    for student in {variant.student.name: variant.student for variant in variants}.values():
         for record in export_student(job, student, student.name in as_int8, refused):
             written.append(record)
             if not json_output:

@@ -11,7 +11,7 @@ from mcd_cli.errors import UserError
 from mcd_cli.ladder.budget import Budget, Quantity
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
 from mcd_cli.ladder.session import Images, Logits, Session
-from mcd_cli.ladder.variants import FLOAT32, Form
+from mcd_cli.ladder.variants import FLOAT32, Variant
 from mcd_cli.reporting.console import print_json, results, table, talk
 
 
@@ -36,16 +36,16 @@ def predict(
         raise UserError("name a --student or a budget, not both")
     budget = Budget.parse(percentile=percentile, **limits)
     ladder = load_ladder(find_run(run))
-    form = ladder.form(student) if student else ladder.explain(budget, threads=threads).demand()
+    variant = ladder.variant(student) if student else ladder.explain(budget, threads=threads).demand()
     paths = list(dict.fromkeys(path for image in images for path in found(image)))
-    guesses = _session(ladder, form, threads).predict(paths, top)
-    talk().print(f"{ladder.folder}: {form.name}, {form.val:.1%} on V")
+    guesses = _session(ladder, variant, threads).predict(paths, top)
+    talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on V")
     if json_output:
         labelled = [
             {"path": path, "top": [{"label": g.label, "probability": g.probability} for g in best]}
             for path, best in zip(paths, guesses, strict=True)
         ]
-        print_json({"run": str(ladder.folder), "student": form.name, "images": labelled})
+        print_json({"run": str(ladder.folder), "student": variant.name, "images": labelled})
         return
     console = results()
     drawn = table(console, "image", "label", "probability")
@@ -76,14 +76,14 @@ def found(image: str) -> Iterator[str]:
             yield from found(match) if Path(match).is_dir() else [match]
 
 
-def _session(ladder: Ladder, form: Form, threads: int) -> Session:
+def _session(ladder: Ladder, variant: Variant, threads: int) -> Session:
     """The exported file; the weights themselves while there is none."""
-    if form.file is not None or form.format != FLOAT32:
-        return form.session(threads)
+    if variant.file is not None or variant.format != FLOAT32:
+        return variant.session(threads)
     import torch
 
     torch.set_num_threads(threads)
-    model = form.student.load()
+    model = variant.student.load()
 
     def run(images: Images) -> Logits:
         with torch.no_grad():

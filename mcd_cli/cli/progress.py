@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mcd_cli.engine.events import EpochEnded, Event, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.engine.events import EpochEnded, Event, InfoMessage, StageEnded, StageStarted, StepEnded, WarningMessage
 from mcd_cli.reporting.console import talk
 
 
@@ -32,15 +32,15 @@ class View:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Warned(text):
+            case WarningMessage(text):
                 self.console.print(Text.assemble(("warning: ", "yellow"), text))
             case _ if self.quiet:
                 return
-            case Said(text):
+            case InfoMessage(text):
                 self.console.print(text)
             case StageStarted():
                 self._start(event)
-            case Stepped(_, step):
+            case StepEnded(_, step):
                 if self.progress is not None and self.task is not None:
                     self.progress.update(self.task, completed=step)
             case EpochEnded(record):
@@ -50,7 +50,7 @@ class View:
                 self.console.print(f"{stage}: {_accuracies(accuracy)} on V at its best")
 
     def say(self, text: str) -> None:
-        self(Said(text))
+        self(InfoMessage(text))
 
     def close(self) -> None:
         if self.progress is not None:

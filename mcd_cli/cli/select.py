@@ -8,9 +8,9 @@ from typing import Any
 
 from mcd_cli.errors import unknown
 from mcd_cli.ladder.budget import Budget, Candidate, Choice, Quantity
-from mcd_cli.ladder.latency import hardware, recorded
+from mcd_cli.ladder.latency import hardware_key, recorded
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
-from mcd_cli.ladder.variants import FLOAT32, Form
+from mcd_cli.ladder.variants import FLOAT32, Variant
 from mcd_cli.quantities import show_count, show_ms, show_size
 from mcd_cli.reporting.console import print_json, table, talk
 
@@ -58,7 +58,7 @@ def select(
         print(_printed(ladder, chosen, print_))
 
 
-def _printed(ladder: Ladder, chosen: Form, what: str) -> str:
+def _printed(ladder: Ladder, chosen: Variant, what: str) -> str:
     if what == "onnx":
         return str(chosen.onnx())
     assert ladder.folder is not None
@@ -68,18 +68,18 @@ def _printed(ladder: Ladder, chosen: Form, what: str) -> str:
 def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
     console = talk()
     console.print(f"{ladder.folder}: {str(choice.budget) or 'no limit'}; accuracy on V decides, test is only shown")
-    timed = any(candidate.form.latency_ms is not None for candidate in choice.candidates)
+    timed = any(candidate.variant.latency_ms is not None for candidate in choice.candidates)
     percentile = choice.budget.percentile
     columns = ["student", "MACs", "params", "size", "of", *[percentile] * timed, "V %", "test %", "front", "fits"]
     drawn = table(console, *columns)
     for candidate in choice.candidates:
-        drawn.add_row(*_row(candidate, timed), style="bold" if candidate.form is choice.chosen else None)
+        drawn.add_row(*_row(candidate, timed), style="bold" if candidate.variant is choice.chosen else None)
     console.print(drawn)
     console.print(f"front *: nothing else is as accurate on V for as few MACs, bytes{' and milliseconds' * timed}")
     if timed:
-        here = hardware(threads)
-        forms = [candidate.form for candidate in choice.candidates]
-        is_new = any(recorded(form.student, form.format, 1, here) is None for form in forms)
+        here = hardware_key(threads)
+        variants = [candidate.variant for candidate in choice.candidates]
+        is_new = any(recorded(variant.student, variant.format, 1, here) is None for variant in variants)
         console.print(f"{percentile}: latency of one image on {here}{', measured now' * is_new}")
     missing = [candidate for candidate in choice.candidates if not candidate.fits]
     for candidate in sorted(missing, key=lambda candidate: (candidate.excess, candidate is not choice.nearest)):
@@ -87,17 +87,17 @@ def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
 
 
 def _row(candidate: Candidate, timed: bool) -> list[str]:
-    form = candidate.form
-    latency = "-" if form.latency_ms is None else show_ms(form.latency_ms, 3)
+    variant = candidate.variant
+    latency = "-" if variant.latency_ms is None else show_ms(variant.latency_ms, 3)
     return [
-        form.name,
-        show_count(form.student.macs),
-        show_count(form.student.params),
-        show_size(form.bytes),
-        form.measured_by,
+        variant.name,
+        show_count(variant.student.macs),
+        show_count(variant.student.params),
+        show_size(variant.bytes),
+        variant.measured_by,
         *[latency] * timed,
-        f"{100 * form.val:.2f}",
-        f"{100 * form.student.accuracy.test:.2f}" if form.format == FLOAT32 else "-",
+        f"{100 * variant.val:.2f}",
+        f"{100 * variant.student.accuracy.test:.2f}" if variant.format == FLOAT32 else "-",
         "*" if candidate.on_front else "",
         "yes" if candidate.fits else "no",
     ]
@@ -111,23 +111,23 @@ def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
         "onnx": choice.chosen and choice.chosen.file and str(choice.chosen.file),
         "budget": choice.budget.limits(),
         "percentile": choice.budget.percentile,
-        "nearest_miss": choice.nearest and choice.nearest.form.name,
+        "nearest_miss": choice.nearest and choice.nearest.variant.name,
         "students": [_candidate(candidate) for candidate in choice.candidates],
     }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    form, student = candidate.form, candidate.form.student
-    accuracy = asdict(student.accuracy) if form.format == FLOAT32 else {"val": form.val}
+    variant, student = candidate.variant, candidate.variant.student
+    accuracy = asdict(student.accuracy) if variant.format == FLOAT32 else {"val": variant.val}
     return {
-        "name": form.name,
+        "name": variant.name,
         "arch": student.arch,
-        "format": form.format,
+        "format": variant.format,
         "macs": student.macs,
         "params": student.params,
-        "bytes": form.bytes,
-        "bytes_of": form.measured_by.lower(),
-        "latency_ms": form.latency_ms,
+        "bytes": variant.bytes,
+        "bytes_of": variant.measured_by.lower(),
+        "latency_ms": variant.latency_ms,
         "accuracy": accuracy,
         "on_front": candidate.on_front,
         "fits": candidate.fits,

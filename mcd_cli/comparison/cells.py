@@ -50,7 +50,7 @@ class Trained:
     borrowed: tuple[str, ...]  # students whose result this cell took over from kd's
 
 
-class Clock:
+class EpochTimer:
     """Passes events on and writes down how long each epoch took, in the run's folder: an interruption loses nothing."""
 
     def __init__(self, emit: Listener, path: Path) -> None:
@@ -97,15 +97,15 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
         run = engine(recipe, run_folder)
         given = {} if start is None else {WARM_START: start}
         for stage, student, source in first_link(run, cell, cells, folder):
-            kept = _distilled(folder / CELLS / source.name / CHECKPOINT)
-            given[stage] = Result({student: kept.best[student]}, {student: kept.last[student]})
+            result = _distilled(folder / CELLS / source.name / CHECKPOINT)
+            given[stage] = Result({student: result.best[student]}, {student: result.last[student]})
             write_whole(path / BORROWED, json.dumps({student: source.name}).encode())
-        clock = Clock(run.emit, path / SECONDS)
-        run.emit = clock
+        timer = EpochTimer(run.emit, path / SECONDS)
+        run.emit = timer
         try:
             run.train(given)
         except BaseException:
-            clock.stop()
+            timer.stop()
             raise
 
 
@@ -125,7 +125,7 @@ def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Ite
 
 def _distilled(checkpoint: Path) -> Result:
     (file,) = checkpoint.glob("distill-*.safetensors")
-    return Result.of(Checkpoints(checkpoint).kept(file.name))
+    return Result.of(Checkpoints(checkpoint).load_stage(file.name))
 
 
 def refuse_other_recipe(path: Path, recipe: Recipe) -> None:

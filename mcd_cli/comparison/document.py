@@ -15,7 +15,7 @@ import mcd_cli
 from mcd_cli.comparison.cells import Trained
 from mcd_cli.comparison.plan import Plan, differing
 from mcd_cli.comparison.statistics import LEVEL, RESAMPLES, Contrast, contrasts
-from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, ask, claimed, sentences, subjects_of
+from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, claimed, question_for, sentences, subjects_of
 from mcd_cli.recipe.loading import lay_over
 from mcd_cli.recipe.schema import Recipe
 
@@ -161,7 +161,7 @@ def _per_student(base: str, rows: Sequence[Entry]) -> dict[tuple[str, str], Cont
 def _verdicts(by_name: Mapping[str, Entry], over_kd: Mapping[str, Contrast]) -> dict[str, Any]:
     """One verdict for each variant of mc-distil; all their control pairs are one family."""
     totals = {name: row.total_weight for name, row in by_name.items()}
-    asked = [ask(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
+    asked = [question_for(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
     questions = [question for question in asked if question is not None]
     answers = contrasts_of(list(dict.fromkeys(pair for one in questions for pair in one.pairs())), by_name)
     return {

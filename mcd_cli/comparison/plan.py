@@ -20,7 +20,7 @@ from mcd_cli.recipe.schema import CoordinatorSection, Recipe
 
 PLAN, DOCUMENT, MARKDOWN = "comparison.toml", "comparison.json", "comparison.md"
 
-ALONE = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
+AS_ONLY_STUDENT = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
 """What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""
 USED = {"ce": (), "kd": ("tau", "lambda_", "total")}
 """What some methods use of [distill]; the others: all of it."""
@@ -112,7 +112,7 @@ def identity(recipe: Recipe) -> str:
     changes: dict[str, Any] = {}
     method = recipe.method
     if len(recipe.students) == 1:
-        method = ALONE.get(method, method)
+        method = AS_ONLY_STUDENT.get(method, method)
         changes["method"] = method
     if method in USED:
         changes["distill"] = _distill(recipe, USED[method])

@@ -23,7 +23,7 @@ from mcd_cli.comparison.figures import draw
 from mcd_cli.comparison.plan import DOCUMENT, MARKDOWN, Cell, Plan
 from mcd_cli.comparison.shared import Engine, Shared
 from mcd_cli.comparison.tables import markdown
-from mcd_cli.engine.events import Event, Listener, Said, Warned
+from mcd_cli.engine.events import Event, InfoMessage, Listener, WarningMessage
 from mcd_cli.engine.results import WARM_START
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.stages import StagePlan
@@ -100,7 +100,7 @@ class Comparison:
         for cell in self.owner.values():
             refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
         for number, cell in enumerate(todo, start=1):
-            self.emit(Said(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
+            self.emit(InfoMessage(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
             train_cell(cell, self.cells, self.folder, self.shared, self.engine)
 
     def document(self, beside: list[Path], paper: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _only_warnings(emit: Listener) -> Listener:
     def listen(event: Event) -> None:
-        if isinstance(event, Warned):
+        if isinstance(event, WarningMessage):
             emit(event)
 
     return listen

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mcd_cli.comparison.plan import Cell, warm_start_recipe, with_teacher
 from mcd_cli.engine.checkpoint import Checkpoints
-from mcd_cli.engine.events import Said
+from mcd_cli.engine.events import InfoMessage
 from mcd_cli.engine.results import WARM_START, Result
 from mcd_cli.engine.run import Run
 from mcd_cli.files import write_whole
@@ -30,7 +30,7 @@ class Shared:
         self.folder = folder / SHARED
         self.base = base
         self.engine = engine
-        self.kept = Checkpoints(self.folder)
+        self.store = Checkpoints(self.folder)
 
     @property
     def teacher_file(self) -> Path:
@@ -72,7 +72,7 @@ class Shared:
         for name, arch in recipe.students.items():
             file = self._file(recipe, name, arch)
             assert file is not None
-            result = Result.of(self.kept.kept(file))
+            result = Result.of(self.store.load_stage(file))
             best[name], last[name] = result.best[name], result.last[name]
         return Result(best, last)
 
@@ -81,11 +81,11 @@ class Shared:
             self.folder / f"{WARM_START}-seed{recipe.seed}-{_key(recipe, recipe.students)}", recipe
         ) as folder:
             run = self.engine(recipe, folder)
-            run.emit(Said(f"warm start of seed {recipe.seed}, shared by all methods"))
+            run.emit(InfoMessage(f"warm start of seed {recipe.seed}, shared by all methods"))
             result = run.start(WARM_START)[WARM_START]
             for name, arch in recipe.students.items():
                 alone = Result({name: result.best[name]}, {name: result.last[name]})
-                self.kept.keep(self._name(recipe, name, arch), alone.tensors())
+                self.store.save_stage(self._name(recipe, name, arch), alone.tensors())
 
     def _file(self, recipe: Recipe, student: str, arch: str) -> str | None:
         found = sorted(self.folder.glob(f"{self._name(recipe, student, arch)}-*.safetensors"))

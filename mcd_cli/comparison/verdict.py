@@ -11,7 +11,7 @@ SUBJECT = "mc-distil"
 BASELINE = "kd"
 OF_INSTANCE_WEIGHTS = ("-mean", "-shuffle", "-scalar")
 OF_COLLABORATION = ("kd-total-2", "kd-total-3", "constant-half", "constant-one")
-ALONE = "-alone"
+ALONE_ENDING = "-alone"
 OF_V = ("kd-train-val",)
 BESIDE = ("kd-tuned", "-nops", "-frozen", "-image", "-paper")  # stated when they ran, needed for no claim
 
@@ -56,11 +56,11 @@ class Question:
 
 def subjects_of(names: Iterable[str]) -> list[str]:
     """Whose gains are judged: mc-distil and its variants that are no control of another."""
-    endings = (*OF_INSTANCE_WEIGHTS, ALONE, *(name for name in BESIDE if name.startswith("-")))
+    endings = (*OF_INSTANCE_WEIGHTS, ALONE_ENDING, *(name for name in BESIDE if name.startswith("-")))
     return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
 
 
-def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
+def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
     """The question that these contenders can answer. totals: name → total loss weight, averaged over training.
 
     The parts add up: kd → kd at the total weight nearest to the subject's → constant weights with the pooled term,
@@ -77,7 +77,7 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
     constant = nearest("constant-", totals[subject])
     heavier = nearest("kd-total-", totals[subject] if constant is None else totals[constant])
     mean = subject + "-mean" if subject + "-mean" in totals else None
-    alone = subject + ALONE if subject + ALONE in totals else None
+    alone = subject + ALONE_ENDING if subject + ALONE_ENDING in totals else None
 
     def part(name: str, a: str | None, b: str | None, needed: Sequence[str]) -> Part:
         if a is not None and b is not None:
@@ -90,7 +90,7 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
         part("pooled term", constant, heavier, ("constant-half or -one", "kd-total-2 or -3")),
         part("learned mixture", mean, constant, (subject + "-mean", "constant-half or -one")),
         part("instance weights", subject, mean, (subject, subject + "-mean")),
-        part("sharing one C-NET", subject, alone, (subject, subject + ALONE)),
+        part("sharing one C-NET", subject, alone, (subject, subject + ALONE_ENDING)),
     )
     own = tuple(subject + ending for ending in OF_INSTANCE_WEIGHTS)
     claims = tuple(
@@ -101,7 +101,7 @@ def ask(subject: str, totals: Mapping[str, float]) -> Question | None:
         )
         for name, needed in (
             ("instance weighting", own),
-            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE)),
+            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE_ENDING)),
             ("use of V", OF_V),
         )
     )

@@ -37,12 +37,12 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+    def save(self, state: State) -> None:
         """Add a state, then drop all but the two newest. Raises RunFailed when the disk is full."""
         self.folder.mkdir(exist_ok=True)
         states = self._states()
         number = states[-1][0] + 1 if states else 0
-        content = serialise(tensors, {"position": json.dumps(position, sort_keys=True)})
+        content = serialise(state.tensors, {"position": json.dumps(state.position, sort_keys=True)})
         write_whole(self.folder / f"state-{number:09d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
         for _, path in self._states()[:-KEPT]:
             path.unlink()
@@ -59,7 +59,7 @@ class Checkpoints:
             raise UserError(f"every checkpoint in {self.folder} is damaged; start again in another folder")
         return None
 
-    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+    def save_stage(self, name: str, tensors: Mapping[str, Tensor]) -> str:
         """Write a finished stage's results once; returns the file name that states refer to."""
         self.folder.mkdir(exist_ok=True)
         content = serialise(tensors, {})
@@ -67,7 +67,7 @@ class Checkpoints:
         write_whole(self.folder / file, content)
         return file
 
-    def kept(self, file: str) -> dict[str, Tensor]:
+    def load_stage(self, file: str) -> dict[str, Tensor]:
         """A finished stage's results; raises UserError when the file is gone or damaged."""
         path = self.folder / file
         is_name = file == path.name and len(file.encode(errors="replace")) <= LONGEST_NAME
@@ -113,7 +113,7 @@ def state_of_another() -> Iterator[None]:
         ) from None
 
 
-def checked_position(position: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_position(position: dict[str, Any]) -> dict[str, Any]:
     """The position itself; raises ValueError unless its counters are whole numbers."""
     counters = {key: position[key] for key in ("number", "updates", "epochs_done")}
     if any(type(value) is not int or value < 0 for value in counters.values()):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mcd_cli.engine.checkpoint import Checkpoints, State, state_of_another
-from mcd_cli.engine.events import Listener, Warned
+from mcd_cli.engine.events import Listener, WarningMessage
 from mcd_cli.engine.results import Result
 from mcd_cli.engine.signals import Stop
 from mcd_cli.engine.trainer import Trainer
@@ -17,7 +17,7 @@ from mcd_cli.ops.distributed import Processes
 from mcd_cli.quantities import Interval
 
 
-class Saver:
+class Checkpointer:
     """Saves a run after an interval, at the end of an epoch and of a stage, and when a signal asks it to end.
 
     folder: None in a process that does not write. `about` is what every state of this run holds: what a resumed
@@ -29,25 +29,25 @@ class Saver:
         self.processes = processes
         self.every = every
         self.about: Mapping[str, Any] = {}
-        self.kept: list[str] = []
+        self.finished_stages: list[str] = []
         self.saved_at = time.monotonic()
 
     def load(self, emit: Listener) -> State | None:
         """The newest whole state, in every process; metrics written after it are forgotten."""
         state = None
         if self.folder is not None:
-            state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(Warned(line)))
+            state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(WarningMessage(line)))
             with state_of_another():
                 self.folder.cut_metrics(0 if state is None else state.position["metrics"])
         state = self.processes.broadcast(state)
         if state is not None:
             with state_of_another():
-                self.kept = [str(file) for file in state.position["kept"]]
+                self.finished_stages = [str(file) for file in state.position["kept"]]
         return state
 
-    def result(self, file: str) -> Result:
+    def load_stage(self, file: str) -> Result:
         """A finished stage of this run, in every process."""
-        tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).kept(file)
+        tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).load_stage(file)
         return Result.of(self.processes.broadcast(tensors))
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Saver:
             command = "" if self.folder is None else f"; go on with: {self.folder.resume_command}"
             raise Interrupted(f"interrupted{command}")
         steps, seconds = self.every.steps, self.every.seconds
-        by_steps = steps is not None and trainer.number % steps == 0
+        by_steps = steps is not None and trainer.step_index % steps == 0
         if by_steps or (seconds is not None and time.monotonic() - self.saved_at >= seconds):
             self.save(trainer)
 
@@ -70,22 +70,23 @@ class Saver:
         """The state of the stage at work; None: between two stages."""
         if self.folder is None:
             return
+        state = State({}, {}) if trainer is None else trainer.state_dict()
         position = {
             **self.about,
-            "stage": len(self.kept),
-            "kept": self.kept,
+            "stage": len(self.finished_stages),
+            "kept": self.finished_stages,
             "metrics": self.folder.sync_metrics(),
-            "trainer": trainer.position() if trainer else {},
+            "trainer": state.position,
         }
-        Checkpoints(self.folder / CHECKPOINT).save(trainer.tensors() if trainer else {}, position)
+        Checkpoints(self.folder / CHECKPOINT).save(State(state.tensors, position))
         self.saved_at = time.monotonic()
 
-    def keep(self, name: str, result: Result) -> None:
+    def save_stage(self, name: str, result: Result) -> None:
         """A finished stage: its results stand on their own, and the next state begins the stage after it."""
         if self.folder is None:
             return
-        file = Checkpoints(self.folder / CHECKPOINT).keep(name.replace("/", "."), result.tensors())
-        self.kept.append(file)
+        file = Checkpoints(self.folder / CHECKPOINT).save_stage(name.replace("/", "."), result.tensors())
+        self.finished_stages.append(file)
         self.save(None)
 
 

@@ -16,7 +16,7 @@ NUM_FIRST = WARM_UP + 2  # and one that captures, and one that proves
 Work = Callable[[], Tensor | None]
 
 
-class Recorder(Protocol):
+class GraphBackend(Protocol):
     """How work is run and recorded on a device."""
 
     def run(self, work: Work) -> Tensor | None:
@@ -28,7 +28,7 @@ class Recorder(Protocol):
         ...
 
 
-class CudaRecorder:
+class CudaGraphBackend:
     """CUDA graphs of one stage: one side stream, as autograd and the allocator want it, and one pool of memory.
 
     The graphs may share the pool because nothing in it is needed after a replay but its output, which is copied.
@@ -55,24 +55,24 @@ class CudaRecorder:
         return graph.replay, output
 
 
-class Graphs:
-    """The graphs of one stage. Without a recorder all work is run as written.
+class GraphCapture:
+    """The graphs of one stage. Without a backend all work is run as written.
 
     warn: told in one line when work cannot be replayed though it should.
     """
 
-    def __init__(self, recorder: Recorder | None, device: torch.device, warn: Callable[[str], None]) -> None:
-        self.recorder = recorder
+    def __init__(self, backend: GraphBackend | None, device: torch.device, warn: Callable[[str], None]) -> None:
+        self.backend = backend
         self.device = device
         self.warn = warn
         self.recording = False
         self.num_asked = 0
-        self.num_first = NUM_FIRST if recorder else 0  # calls of each work until it is replayed
+        self.num_first = NUM_FIRST if backend else 0  # calls of each work until it is replayed
 
-    def of(
+    def wrap(
         self, name: str, work: Callable[..., Tensor | None], written: Callable[[], Sequence[Tensor]]
     ) -> Callable[..., Any]:
-        return work if self.recorder is None else Replayed(name, work, written, self, self.recorder)
+        return work if self.backend is None else GraphedCallable(name, work, written, self, self.backend)
 
     def host_is_asked(self) -> None:
         """By work, for what changes from call to call (a draw, the step's number): a graph would freeze the answer."""
@@ -84,7 +84,7 @@ class Graphs:
         return [*found, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else found
 
 
-class Replayed:
+class GraphedCallable:
     """A function of tensors, batches and constants that is run as written at first and replayed from then on.
 
     work: reads its inputs and what it closes over, writes in place, to the tensors of `written` alone (what else it
@@ -99,14 +99,14 @@ class Replayed:
         name: str,
         work: Callable[..., Tensor | None],
         written: Callable[[], Sequence[Tensor]],
-        graphs: Graphs,
-        recorder: Recorder,
+        graphs: GraphCapture,
+        backend: GraphBackend,
     ) -> None:
         self.name = name
         self.work = work
         self.written = written
         self.graphs = graphs
-        self.recorder = recorder
+        self.backend = backend
         self.num_calls = 0
         self.inputs: tuple[Any, ...] | None = None  # the graph's own; the caller's are copied there
         self.output: Tensor | None = None
@@ -122,7 +122,7 @@ class Replayed:
             return self.work(*inputs)
         self.num_calls += 1
         if self.num_calls <= WARM_UP:
-            return self.recorder.run(partial(self.work, *inputs))
+            return self.backend.run(partial(self.work, *inputs))
         if self.replay is None:
             return self._capture(inputs)
         if self.num_calls == NUM_FIRST:
@@ -136,9 +136,9 @@ class Replayed:
         return None if self.output is None else self.output.clone()  # the next replay overwrites it
 
     def _capture(self, inputs: tuple[Any, ...]) -> Tensor | None:
-        """The work as written; then, its results put aside, once more under the recorder."""
+        """The work as written; then, its results put aside, once more under the backend."""
         asked = self.graphs.asked_so_far()
-        output = self.recorder.run(partial(self.work, *inputs))
+        output = self.backend.run(partial(self.work, *inputs))
         if not all(map(torch.equal, asked, self.graphs.asked_so_far())):
             self._give_up()
             return output
@@ -148,7 +148,7 @@ class Replayed:
         assert self.inputs is not None
         try:
             self.graphs.recording = True
-            self.replay, self.output = self.recorder.capture(partial(self.work, *self.inputs))
+            self.replay, self.output = self.backend.capture(partial(self.work, *self.inputs))
         except Exception as error:  # whatever the driver says: the work as written is still there
             self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
         finally:
@@ -160,7 +160,7 @@ class Replayed:
         """Replay and the work as written from the same state, on inputs that the capture has not seen."""
         written = self.written()
         before = _held(written)
-        output = self.recorder.run(partial(self.work, *inputs))
+        output = self.backend.run(partial(self.work, *inputs))
         after = _held(written)
         _load(written, before)
         replayed = self._replayed(inputs)

@@ -34,7 +34,7 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
 
 
 def _timed_step(trainer: Trainer, batch: Batch, number: int) -> float:
-    trainer.number = number
+    trainer.step_index = number
     start = time.perf_counter()
     trainer.step(batch)
     if batch.images.device.type == "cuda":

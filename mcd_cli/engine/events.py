@@ -8,14 +8,14 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Said:
+class InfoMessage:
     """A line worth knowing."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Warned:
+class WarningMessage:
     """A line worth acting on."""
 
     text: str
@@ -33,7 +33,7 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepEnded:
     """One optimiser step was made."""
 
     stage: str
@@ -55,5 +55,5 @@ class StageEnded:
     accuracy: Mapping[str, float]
 
 
-Event = Said | Warned | StageStarted | Stepped | EpochEnded | StageEnded
+Event = InfoMessage | WarningMessage | StageStarted | StepEnded | EpochEnded | StageEnded
 Listener = Callable[[Event], None]

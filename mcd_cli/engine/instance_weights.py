@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mcd_cli.data.dataset import Dataset
 
-NUM_EXTREMES = 8  # images told at each end
+NUM_EXTREMES = 8  # images named at each end
 DIGITS = 5
 
 
-class Weighed:
+class InstanceWeights:
     """How much each image weighed more than its batch, summed over the steps that used it; a part of the state.
 
     Weights drift during training, and not every image is in every epoch (the last short batch is dropped): what an
@@ -36,14 +36,14 @@ class Weighed:
         self.means += mean
         self.steps += 1
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"excess": self.excess, "uses": self.uses, "means": self.means, "steps": self.steps}
 
-    def summary(self, students: tuple[str, ...], symbols: tuple[str, ...], dataset: Dataset) -> dict[str, Any]:
+    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset) -> dict[str, Any]:
         """Per student, over the images that were trained on, from each one's weights averaged over the stage:
 
-        spread: standard deviation over images, by symbol. by_class: means by symbol and class. mislabelled: means
-        by symbol over the images that label noise has moved, and over the others (where there is noise). highest,
+        spread: standard deviation over images, by loss. by_class: means by loss and class. mislabelled: means
+        by loss over the images that label noise has moved, and over the others (where there is noise). highest,
         lowest: the images with the largest and smallest weight of the teacher's loss (β).
         """
         ids = self.uses.nonzero().flatten().cpu()
@@ -53,7 +53,7 @@ class Weighed:
         present = [c for c in range(dataset.num_classes) if (labels == c).any()]
 
         def named(values: Tensor) -> dict[str, float]:
-            return {s: round(v, DIGITS) for s, v in zip(symbols, values.tolist(), strict=True)}
+            return {s: round(v, DIGITS) for s, v in zip(loss_names, values.tolist(), strict=True)}
 
         def images(beta: Tensor, positions: Tensor) -> list[dict[str, Any]]:
             return [
@@ -66,19 +66,19 @@ class Weighed:
                 for i in positions
             ]
 
-        told: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
         for student, w in zip(students, mean.unbind(dim=1), strict=True):
             of_class = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
-            beta = w[:, symbols.index("beta")]
+            beta = w[:, loss_names.index("beta")]
             order = beta.argsort(stable=True)
-            few = min(NUM_EXTREMES, len(order) // 2)
-            told[student] = {
+            num_extremes = min(NUM_EXTREMES, len(order) // 2)
+            summary[student] = {
                 "spread": named(w.std(dim=0, correction=0)),
-                "by_class": {s: {name: found[s] for name, found in of_class.items()} for s in symbols},
-                "highest": images(beta, order.flip(0)[:few]),
-                "lowest": images(beta, order[:few]),
+                "by_class": {s: {name: means[s] for name, means in of_class.items()} for s in loss_names},
+                "highest": images(beta, order.flip(0)[:num_extremes]),
+                "lowest": images(beta, order[:num_extremes]),
             }
             if moved.any():
                 parts = {"yes": w[moved], "no": w[~moved]}
-                told[student]["mislabelled"] = {part: named(rows.mean(dim=0)) for part, rows in parts.items()}
-        return told
+                summary[student]["mislabelled"] = {part: named(rows.mean(dim=0)) for part, rows in parts.items()}
+        return summary

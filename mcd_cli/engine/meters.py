@@ -37,25 +37,25 @@ class Meters:
         self.count += 1
 
     def reset(self) -> None:
-        for tensor in self.tensors().values():
+        for tensor in self.state_dict().values():
             tensor.zero_()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {**self.sums, "count": self.count}
 
-    def summary(self, students: tuple[str, ...], symbols: tuple[str, ...], learned: bool) -> dict[str, Any]:
-        """Per student: training accuracy, losses and weights by symbol, total weight."""
+    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool) -> dict[str, Any]:
+        """Per student: training accuracy, losses and weights by loss, total weight."""
         mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
         by_student = {}
         for j, student in enumerate(students):
             entry: dict[str, Any] = {
                 "train_accuracy": mean["correct"][j, 0].item(),
-                "losses": dict(zip(symbols, mean["losses"][j].tolist(), strict=True)),
-                "weights": dict(zip(symbols, mean["weights"][j].tolist(), strict=True)),
+                "losses": dict(zip(loss_names, mean["losses"][j].tolist(), strict=True)),
+                "weights": dict(zip(loss_names, mean["weights"][j].tolist(), strict=True)),
                 "total_weight": mean["weights"][j].sum().item(),
             }
             if learned:
-                entry["spread"] = dict(zip(symbols, mean["spread"][j].tolist(), strict=True))
-                entry["saturated"] = dict(zip(symbols, mean["saturated"][j].tolist(), strict=True))
+                entry["spread"] = dict(zip(loss_names, mean["spread"][j].tolist(), strict=True))
+                entry["saturated"] = dict(zip(loss_names, mean["saturated"][j].tolist(), strict=True))
             by_student[student] = entry
         return by_student

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.evaluation import num_correct, predictions
-from mcd_cli.engine.events import Listener, Said, Warned
+from mcd_cli.engine.events import InfoMessage, Listener, WarningMessage
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.errors import GateRefused
 from mcd_cli.models.normalized import Normalized
@@ -49,7 +49,7 @@ def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener)
     predicted = predictions(teacher.network, loader, val)
     right = int(num_correct(predicted, loader, val))
     accuracy = right / len(val)
-    emit(Said(f"teacher {teacher.arch}: {accuracy:.1%} on V ({len(val):,} images)"))
+    emit(InfoMessage(f"teacher {teacher.arch}: {accuracy:.1%} on V ({len(val):,} images)"))
     if not teacher.was_given:
         return accuracy
     few = val[torch.linspace(0, len(val) - 1, min(NUM_TRIED, len(val))).long()]
@@ -58,7 +58,11 @@ def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener)
     best, reading = _best_reading(teacher, loader, few, with_swaps=near_chance)
     if not near_chance:
         if best > now + GAIN:
-            emit(Warned(f"the teacher reaches {best:.1%} instead of {now:.1%} ({len(few)} images of V) with {reading}"))
+            emit(
+                WarningMessage(
+                    f"the teacher reaches {best:.1%} instead of {now:.1%} ({len(few)} images of V) with {reading}"
+                )
+            )
         return accuracy
     if best > now + GAIN and best * len(few) > bar(len(few), loader.dataset.num_classes):
         cause = f"it reaches {best:.1%} ({len(few)} images) with {reading}"
@@ -69,7 +73,7 @@ def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener)
     line = f"the teacher is right on {accuracy:.1%} of V, near chance; {cause}"
     if not force:
         raise GateRefused(f"{line} (--force goes on all the same)")
-    emit(Warned(line))
+    emit(WarningMessage(line))
     return accuracy
 
 

@@ -14,11 +14,11 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine import teacher as teachers
-from mcd_cli.engine.checkpoint import checked_position, state_of_another
-from mcd_cli.engine.checkpointer import Saver, changes, refuse_changes
-from mcd_cli.engine.cuda_graphs import CudaRecorder, Recorder
+from mcd_cli.engine.checkpoint import State, checked_position, state_of_another
+from mcd_cli.engine.checkpointer import Checkpointer, changes, refuse_changes
+from mcd_cli.engine.cuda_graphs import CudaGraphBackend, GraphBackend
 from mcd_cli.engine.estimate import seconds_of_stage
-from mcd_cli.engine.events import EpochEnded, Listener, Said, StageEnded, StageStarted, Stepped, Warned
+from mcd_cli.engine.events import EpochEnded, InfoMessage, Listener, StageEnded, StageStarted, StepEnded, WarningMessage
 from mcd_cli.engine.finalize import write_ladder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
 from mcd_cli.engine.preflight import check_teacher
@@ -26,7 +26,7 @@ from mcd_cli.engine.results import WARM_START, Result, Results
 from mcd_cli.engine.signals import Stop, stop_on_signal
 from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.engine.teacher_logits import NoViews, Views
+from mcd_cli.engine.teacher_logits import NoTeacherLogits, TeacherLogits
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.folder import RunFolder
@@ -44,7 +44,7 @@ from mcd_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What may differ between two runs of one recipe."""
 
     device: str = "auto"
@@ -58,7 +58,7 @@ class Options:
 class Run:
     """A recipe at work: the data, the plan of stages, and what is finished of it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: Options, emit: Listener) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder | None, options: RunOptions, emit: Listener) -> None:
         """folder: None in a process that does not write. Reads the last state in it, where there is one."""
         self.recipe = recipe
         self.folder = folder
@@ -68,11 +68,15 @@ class Run:
         self.hardware: Hardware = prepare(options.device, recipe.precision, options.threads, recipe.deterministic)
         self.processes = self.hardware.processes
         if not recipe.deterministic:
-            emit(Said("deterministic = false (--fast): kernels are chosen by timing them, another run has other bits"))
+            emit(
+                InfoMessage(
+                    "deterministic = false (--fast): kernels are chosen by timing them, another run has other bits"
+                )
+            )
         check_shards(recipe.batch_size, "a batch", self.processes)
         every = recipe.checkpoint.every
-        self.saver = Saver(folder, self.processes, Interval() if every is None else interval(every))
-        self.state = self.saver.load(emit)
+        self.checkpointer = Checkpointer(folder, self.processes, Interval() if every is None else interval(every))
+        self.state = self.checkpointer.load(emit)
         on_host, on_device = memory_for_images(self.hardware, options.max_memory)
         self.dataset = load_dataset(
             recipe.dataset,
@@ -82,7 +86,7 @@ class Run:
             label_noise=recipe.label_noise,
             skip_bad_images=options.skip_bad_images,
             max_memory=on_host,
-            report=lambda line: emit(Said(line)),
+            report=lambda line: emit(InfoMessage(line)),
         )
         self.loader = Loader(
             self.dataset,
@@ -97,7 +101,9 @@ class Run:
         if METHODS.load(recipe.method).learned:
             check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
         if self.loader.streams:
-            emit(Said(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)"))
+            emit(
+                InfoMessage(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)")
+            )
         self.teacher = self._find_teacher()
         self.plans = plan_stages(recipe, self.dataset.num_classes, train_teacher=self.teacher is None)
         self.results = Results()
@@ -134,7 +140,9 @@ class Run:
             self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
             check_teacher(self.teacher, self.loader, self.force, self.emit)
         if self.recipe.train_on_val:
-            self.emit(Warned("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images"))
+            self.emit(
+                WarningMessage("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images")
+            )
 
     def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
         try:
@@ -154,13 +162,13 @@ class Run:
 
     def seconds_by_stage(self) -> dict[str, float]:
         """The estimate of every stage, by its name."""
-        return {p.name: seconds_of_stage(p.epochs, self._trainer(p, rehearsal=True)) for p in self.plans}
+        return {p.name: seconds_of_stage(p.epochs, self.trainer(p, rehearsal=True)) for p in self.plans}
 
     def estimate(self) -> float:
         """Print the estimate; returns it in seconds."""
         total = sum(self.seconds_by_stage().values())
         names = ", ".join(f"{plan.name} {plan.epochs} epochs" for plan in self.plans)
-        self.emit(Said(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
+        self.emit(InfoMessage(f"{names}: about {show_time(total)} on this {self.hardware.device.type}"))
         return total
 
     def train(self, given: Mapping[str, Result] | None = None) -> Ladder | None:
@@ -178,36 +186,36 @@ class Run:
         return self.results
 
     def _train(self, given: Mapping[str, Result], wanted: Sequence[str] | None = None) -> None:
-        saver, state = self.saver, self.state
-        saver.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
+        checkpointer, state = self.checkpointer, self.state
+        checkpointer.about = {"identity": self.identity(), "hardware": self.hardware.describe()}
         if state is not None:
             with state_of_another():
-                refuse_changes(state.position["identity"], saver.about["identity"])
-            if changed := changes(state.position["hardware"], saver.about["hardware"]):
-                self.emit(Warned(f"{changed}: from here on not the same bits as a run that was never stopped"))
+                refuse_changes(state.position["identity"], checkpointer.about["identity"])
+            if changed := changes(state.position["hardware"], checkpointer.about["hardware"]):
+                self.emit(WarningMessage(f"{changed}: from here on not the same bits as a run that was never stopped"))
         with stop_on_signal() as stop:
             plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
-            for plan, file in zip(plans, saver.kept, strict=False):
+            for plan, file in zip(plans, checkpointer.finished_stages, strict=False):
                 with state_of_another():
-                    result = saver.result(file)
+                    result = checkpointer.load_stage(file)
                     self._check_weights(plan, result)
                     self._finish(plan, result)
-            for plan in plans[len(saver.kept) :]:
+            for plan in plans[len(checkpointer.finished_stages) :]:
                 if plan.name in given and not (state is not None and state.tensors):
                     self._finish(plan, given[plan.name])
-                    saver.keep(plan.name, given[plan.name])
+                    checkpointer.save_stage(plan.name, given[plan.name])
                     continue
-                trainer = self.live = self._trainer(plan)
+                trainer = self.live = self.trainer(plan)
                 if state is not None and state.tensors:
                     with state_of_another():
-                        trainer.restore(state.tensors, checked_position(state.position["trainer"]))
+                        trainer.load_state_dict(State(state.tensors, checked_position(state.position["trainer"])))
                 else:
                     trainer.prepare()
                 state = self.state = None  # it was the state of this stage alone
                 self._fit(trainer, stop)
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
-                saver.keep(plan.name, result)
+                checkpointer.save_stage(plan.name, result)
 
     def _check_weights(self, plan: StagePlan, result: Result) -> None:
         """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
@@ -225,25 +233,25 @@ class Run:
     def _fit(self, trainer: Trainer, stop: Stop) -> None:
         plan = trainer.plan
         students = trainer.students.names
-        self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.number))
+        self.emit(StageStarted(plan.name, students, plan.epochs, trainer.num_steps, trainer.step_index))
         warned: set[str] = set()
         for steps in trainer.epochs():
             for _ in steps:
-                self.emit(Stepped(plan.name, trainer.number))
-                self.saver.after_step(trainer, stop)
+                self.emit(StepEnded(plan.name, trainer.step_index))
+                self.checkpointer.after_step(trainer, stop)
             record = trainer.end_epoch()
-            self.saver.log(record)
+            self.checkpointer.log(record)
             self.emit(EpochEnded(record))
             for warning in degenerate(record):
                 if warning not in warned:
-                    self.emit(Warned(warning))
+                    self.emit(WarningMessage(warning))
                     warned.add(warning)
-            self.saver.save(trainer)
+            self.checkpointer.save(trainer)
         num_val = len(self.dataset.val)
         accuracy = {name: trainer.best[name] / num_val for name in students}
         self.emit(StageEnded(plan.name, accuracy))
 
-    def _trainer(self, plan: StagePlan, rehearsal: bool = False) -> Trainer:
+    def trainer(self, plan: StagePlan, rehearsal: bool = False) -> Trainer:
         """The stage's trainer at its start; a rehearsal takes fresh networks where finished ones are missing."""
         is_teacher = plan.name == TEACHER
         archs = {TEACHER: str(self.recipe.teacher.arch)} if is_teacher else self.recipe.students
@@ -262,7 +270,7 @@ class Run:
 
             arch = archs[TEACHER].removeprefix(TORCHVISION)
             filled = load_pretrained(students.networks[TEACHER], arch)
-            self.emit(Said(f"teacher: {filled} tensors start from ImageNet's weights"))
+            self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
         for name in () if is_teacher else students.names:
             if name in self.results.warm_started():
                 students.networks[name].load_state_dict(self.results.warm_started()[name])
@@ -278,9 +286,9 @@ class Run:
             frozen,
             loader,
             self.hardware,
-            self._views(plan, loader, rehearsal),
-            self._recorder(),
-            lambda line: None if rehearsal else self.emit(Warned(line)),
+            self._teacher_logits(plan, loader, rehearsal),
+            self._graph_backend(),
+            lambda line: None if rehearsal else self.emit(WarningMessage(line)),
         )
 
     def _batch_norm(self) -> TorchFunctionMode | None:
@@ -289,16 +297,16 @@ class Run:
             return SyncBatchNorm(self.processes)
         return NarrowBatchNorm() if self.hardware.device.type == "cpu" else None
 
-    def _recorder(self) -> Recorder | None:
+    def _graph_backend(self) -> GraphBackend | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
-        return CudaRecorder(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
+        return CudaGraphBackend(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 
-    def _views(self, plan: StagePlan, loader: Loader, rehearsal: bool) -> Views | None:
+    def _teacher_logits(self, plan: StagePlan, loader: Loader, rehearsal: bool) -> TeacherLogits | None:
         """The teacher's stored logits, where the recipe wants them: in the method's own stages."""
         num_views = self.recipe.teacher.views
         if not num_views or plan.name in (TEACHER, WARM_START) or self.teacher is None:
             return None
-        kind = NoViews if rehearsal else Views
+        kind = NoTeacherLogits if rehearsal else TeacherLogits
         return kind(self.teacher, loader, self.hardware, num_views, self.emit)
 
     def finished(self, name: str, rehearsal: bool = False) -> nn.Module:

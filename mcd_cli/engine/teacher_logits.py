@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mcd_cli.data.cache import cache_folder, lock
 from mcd_cli.data.loader import Loader
-from mcd_cli.engine.events import Listener, Said
+from mcd_cli.engine.events import InfoMessage, Listener
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.files import cannot_write, sha256_of, write_whole
@@ -29,7 +29,7 @@ from mcd_cli.quantities import show_size
 BYTES = 2  # float16
 
 
-class Views:
+class TeacherLogits:
     """The stored views of one teacher and one loader's training images."""
 
     def __init__(self, teacher: Teacher, loader: Loader, hardware: Hardware, num_views: int, emit: Listener) -> None:
@@ -59,7 +59,9 @@ class Views:
     def _compute(self, view: int, path: Path) -> None:
         num_images = len(self.loader.dataset.train)
         size = show_size(BYTES * self.shape[0] * self.shape[1])
-        self.emit(Said(f"the teacher sees view {view + 1} of {self.num_views}: {num_images:,} images, {size} kept"))
+        self.emit(
+            InfoMessage(f"the teacher sees view {view + 1} of {self.num_views}: {num_images:,} images, {size} kept")
+        )
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=self.shape)
@@ -78,7 +80,7 @@ class Views:
             temporary.unlink(missing_ok=True)
 
 
-class NoViews(Views):
+class NoTeacherLogits(TeacherLogits):
     """Of a rehearsal: nothing is computed, nothing is read."""
 
     def __call__(self, epoch: int) -> Tensor:

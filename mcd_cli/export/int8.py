@@ -28,7 +28,7 @@ Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Int8Gate:
     """int8 against float32, both in onnxruntime on the same images of V; accuracies are fractions."""
 
     float32: float
@@ -42,7 +42,7 @@ class Verdict:
         return self.float32 - self.int8
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         # In whole images: 0.25 - 0.24 is above 0.01 in floating point.
         return round(self.drop * self.num_images) <= self.max_drop * self.num_images + 1e-9
 
@@ -92,7 +92,7 @@ def quantise(content: bytes, calibration: Images) -> bytes:
     return bytes(document.SerializeToString(deterministic=True))
 
 
-def judge(float32: bytes, int8: bytes, batches: Iterable[tuple[Images, Labels]], max_drop: float) -> Verdict:
+def check_int8(float32: bytes, int8: bytes, batches: Iterable[tuple[Images, Labels]], max_drop: float) -> Int8Gate:
     """Both files on the same batches of V."""
     sessions = [cpu_session(content, 1) for content in (float32, int8)]
     right, seen = [0, 0], 0
@@ -101,7 +101,7 @@ def judge(float32: bytes, int8: bytes, batches: Iterable[tuple[Images, Labels]],
             (logits,) = session.run(["logits"], {"images": images})
             right[i] += int((logits.argmax(axis=1) == labels).sum())
         seen += len(labels)
-    return Verdict(right[0] / seen, right[1] / seen, seen, max_drop)
+    return Int8Gate(right[0] / seen, right[1] / seen, seen, max_drop)
 
 
 def speed(float32: Timing, int8: Timing) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import GateRefused, UserError
 from mcd_cli.ladder.folder import EXPORTS, RECIPE
-from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.latency import hardware_key, measure, remembered
 from mcd_cli.ladder.manifest import Ladder, update
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry, Timing
 from mcd_cli.ladder.variants import FLOAT32, INT8, NO_PREPROCESS
@@ -17,7 +17,7 @@ from mcd_cli.quantities import show_size
 
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
-    from mcd_cli.export.int8 import Verdict
+    from mcd_cli.export.int8 import Int8Gate
 
 NUM_JUDGED = 512  # images of V through the gate; int8 is judged on all of V
 THREADS = 1  # of the latencies
@@ -84,21 +84,21 @@ def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: 
     calibration = next(_batches(job, train[order[: int8.NUM_CALIBRATION]], int8.NUM_CALIBRATION))[0]
     plain = float32.read_bytes()
     content = int8.quantise(plain, calibration)
-    verdict = int8.judge(plain, content, _batches(job, job.dataset.val, int8.BATCH), job.max_drop)
+    gate = int8.check_int8(plain, content, _batches(job, job.dataset.val, int8.BATCH), job.max_drop)
     times = measure({FLOAT32: plain, INT8: content}, threads=THREADS)
     sizes = f"{show_size(len(content), 3)} for {show_size(len(plain), 3)}"
-    job.say(f"{name}: {verdict}; {sizes}; {int8.speed(times[FLOAT32], times[INT8])}")
-    if not verdict.kept:
-        refused.append(f"{name}: {verdict}, more than --max-drop {100 * job.max_drop:g}")
+    job.say(f"{name}: {gate}; {sizes}; {int8.speed(times[FLOAT32], times[INT8])}")
+    if not gate.passed:
+        refused.append(f"{name}: {gate}, more than --max-drop {100 * job.max_drop:g}")
         _forget(job, student, format)
         return
     write_whole(job.path(student, format), content)
     timings = tuple(times.values()) if job.preprocess else ()
-    yield _keep(job, student, format, verdict.int8, verdict.num_images, _figures(verdict, times), timings)
+    yield _keep(job, student, format, gate.int8, gate.num_images, _figures(gate, times), timings)
 
 
-def _figures(verdict: Verdict, times: dict[str, Timing]) -> dict[str, Any]:
-    return asdict(verdict) | {"drop": verdict.drop, "p50_ms": {form: t.p50_ms for form, t in times.items()}}
+def _figures(gate: Int8Gate, times: dict[str, Timing]) -> dict[str, Any]:
+    return asdict(gate) | {"drop": gate.drop, "p50_ms": {format: t.p50_ms for format, t in times.items()}}
 
 
 def _keep(
@@ -120,7 +120,7 @@ def _keep(
         if old.name != student.name:
             return old
         exports = old.exports | {format: f"{EXPORTS}/{path.name}"}
-        latency = remembered(old, timings, hardware(THREADS)) if timings else old.latency
+        latency = remembered(old, timings, hardware_key(THREADS)) if timings else old.latency
         return replace(old, exports=exports, exported=old.exported | {format: entry}, latency=latency)
 
     if job.in_run:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mcd_cli.errors import UserError
-from mcd_cli.ladder.latency import hardware, measure, remembered
+from mcd_cli.ladder.latency import hardware_key, measure, remembered
 from mcd_cli.ladder.manifest import Ladder, update
 from mcd_cli.ladder.schema import StudentEntry, Timing
-from mcd_cli.ladder.variants import FLOAT32, forms
+from mcd_cli.ladder.variants import FLOAT32, variants
 
 LARGEST_BATCH = 4096
 
@@ -28,7 +28,7 @@ class Conditions:
 
     @property
     def here(self) -> str:
-        return hardware(self.threads)
+        return hardware_key(self.threads)
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -51,7 +51,9 @@ def of_student(student: StudentEntry, ladder: Ladder, how: Conditions) -> list[T
     """Its exported files; while there is none, its weights as they would be exported."""
     from mcd_cli.export.onnx_file import to_onnx
 
-    files: dict[str, Path | bytes] = {form.format: form.file for form in forms(student) if form.file is not None}
+    files: dict[str, Path | bytes] = {
+        variant.format: variant.file for variant in variants(student) if variant.file is not None
+    }
     if FLOAT32 not in files:
         files = {FLOAT32: to_onnx(student.load(), ladder.dataset.input_shape, {}), **files}
     return _timings(files, how)

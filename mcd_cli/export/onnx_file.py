@@ -56,7 +56,7 @@ def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, me
     """
     model = model.cpu().float().eval()
     content = to_onnx(model, tuple(images.shape[1:]), metadata)
-    gate = judge(model, content, images.cpu(), labels.cpu())
+    gate = check_onnx(model, content, images.cpu(), labels.cpu())
     if not gate.passed:
         raise GateRefused(f"{path.name}: the exported file differs from the model ({gate}); no file is written")
     write_whole(path, content)
@@ -92,7 +92,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[st
     return bytes(document.SerializeToString(deterministic=True))
 
 
-def judge(model: nn.Module, content: bytes, images: Tensor, labels: Tensor) -> Gate:
+def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor) -> Gate:
     """Every image in batches of 1, 7 and 64 through onnxruntime, against the model on the CPU in eval mode."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with torch.no_grad():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mcd_cli import quantities
 from mcd_cli.errors import NothingFits, UserError, unknown
-from mcd_cli.ladder.variants import Form
+from mcd_cli.ladder.variants import Variant
 
 Quantity = str | int | float
 PERCENTILES = ("p50", "p90", "p99")
@@ -15,18 +15,18 @@ PERCENTILES = ("p50", "p90", "p99")
 
 @dataclass(frozen=True)
 class _Cost:
-    """One thing that a budget limits: how it is read, how it is shown, where a student's form has it."""
+    """One thing that a budget limits: how it is read, how it is shown, where a student's variant has it."""
 
     parse: Callable[[Quantity], float]
     show: Callable[[float, int | None], str]
-    of: Callable[[Form], float | None]
+    of: Callable[[Variant], float | None]
 
 
 _COSTS = {
-    "max_macs": _Cost(quantities.count, quantities.show_count, lambda form: form.student.macs),
-    "max_params": _Cost(quantities.count, quantities.show_count, lambda form: form.student.params),
-    "max_size": _Cost(quantities.size, quantities.show_size, lambda form: form.bytes),
-    "max_latency": _Cost(quantities.duration, quantities.show_ms, lambda form: form.latency_ms),
+    "max_macs": _Cost(quantities.count, quantities.show_count, lambda variant: variant.student.macs),
+    "max_params": _Cost(quantities.count, quantities.show_count, lambda variant: variant.student.params),
+    "max_size": _Cost(quantities.size, quantities.show_size, lambda variant: variant.bytes),
+    "max_latency": _Cost(quantities.duration, quantities.show_ms, lambda variant: variant.latency_ms),
 }
 
 
@@ -109,7 +109,7 @@ class Miss:
 class Candidate:
     """A student against the budget; it fits where it misses nothing."""
 
-    form: Form
+    variant: Variant
     misses: tuple[Miss, ...]
     on_front: bool  # nothing else is as cheap (MACs and bytes) and as accurate on V, and better in one of them
 
@@ -123,78 +123,82 @@ class Candidate:
         return max((miss.excess for miss in self.misses), default=0.0)
 
     def __str__(self) -> str:
-        return f"{self.form.name} {' and '.join(map(str, self.misses)) or 'fits'}"
+        return f"{self.variant.name} {' and '.join(map(str, self.misses)) or 'fits'}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, if anything, and why: all forms in the ladder's order, and the nearest miss."""
+    """What was chosen, if anything, and why: all variants in the ladder's order, and the nearest miss."""
 
     budget: Budget
     candidates: tuple[Candidate, ...]
-    chosen: Form | None
+    chosen: Variant | None
     nearest: Candidate | None
 
-    def demand(self) -> Form:
+    def demand(self) -> Variant:
         """The chosen student; raises NothingFits, which names what is missing."""
         if self.chosen is not None:
             return self.chosen
         assert self.nearest is not None, "a ladder has students, and where none fits each one misses"
-        smallest = min(self.candidates, key=lambda candidate: _cost(candidate.form, self.budget))
+        smallest = min(self.candidates, key=lambda candidate: _cost(candidate.variant, self.budget))
         if smallest is self.nearest:
             raise NothingFits(f"no student fits {self.budget}; the smallest comes nearest: {smallest}")
         raise NothingFits(f"no student fits {self.budget}; nearest miss: {self.nearest}; smallest: {smallest}")
 
 
-def choose(forms: Sequence[Form], budget: Budget) -> Choice:
+def choose(variants: Sequence[Variant], budget: Budget) -> Choice:
     """The most accurate on V that fits every limit; ties go to fewer MACs, then less of a limited time, then bytes.
 
     Raises UserError where a limit is on something that has not been measured.
     """
-    candidates = tuple(Candidate(form, _misses(form, budget), _on_front(form, forms)) for form in forms)
-    fitting = [candidate.form for candidate in candidates if candidate.fits]
+    candidates = tuple(
+        Candidate(variant, _misses(variant, budget), _on_front(variant, variants)) for variant in variants
+    )
+    fitting = [candidate.variant for candidate in candidates if candidate.fits]
     missing = [candidate for candidate in candidates if not candidate.fits]
     return Choice(
         budget,
         candidates,
-        chosen=min(fitting, key=lambda form: (-form.val, *_cost(form, budget)), default=None),
-        nearest=min(missing, key=lambda candidate: (candidate.excess, *_cost(candidate.form, budget)), default=None),
+        chosen=min(fitting, key=lambda variant: (-variant.val, *_cost(variant, budget)), default=None),
+        nearest=min(missing, key=lambda candidate: (candidate.excess, *_cost(candidate.variant, budget)), default=None),
     )
 
 
-def _misses(form: Form, budget: Budget) -> tuple[Miss, ...]:
+def _misses(variant: Variant, budget: Budget) -> tuple[Miss, ...]:
     nouns = {
         "max_params": " parameters",
-        "max_size": f" of {form.measured_by}",
+        "max_size": f" of {variant.measured_by}",
         "max_latency": f" ({budget.percentile})",
     }
     misses = []
     for name, limit in budget.limits().items():
         if name == "min_accuracy":
-            if form.val < limit:
-                misses.append(Miss(name, form.val, limit))
+            if variant.val < limit:
+                misses.append(Miss(name, variant.val, limit))
             continue
-        need = _COSTS[name].of(form)
+        need = _COSTS[name].of(variant)
         if need is None:
-            raise UserError(f"{_option(name)}: the latency of {form.name} has not been measured; `mcd profile` does it")
+            raise UserError(
+                f"{_option(name)}: the latency of {variant.name} has not been measured; `mcd profile` does it"
+            )
         if need > limit:
             misses.append(Miss(name, need, limit, nouns.get(name, "")))
     return tuple(misses)
 
 
-def _cost(form: Form, budget: Budget) -> tuple[float, ...]:
-    timed = budget.max_latency is not None and form.latency_ms is not None
-    return form.student.macs, (form.latency_ms or 0.0) * timed, form.bytes
+def _cost(variant: Variant, budget: Budget) -> tuple[float, ...]:
+    timed = budget.max_latency is not None and variant.latency_ms is not None
+    return variant.student.macs, (variant.latency_ms or 0.0) * timed, variant.bytes
 
 
-def _on_front(form: Form, forms: Sequence[Form]) -> bool:
-    """Pareto-optimal in MACs, bytes, latency (where every form has one) and accuracy on V."""
-    timed = all(other.latency_ms is not None for other in forms)
+def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
+    """Pareto-optimal in MACs, bytes, latency (where every variant has one) and accuracy on V."""
+    timed = all(other.latency_ms is not None for other in variants)
 
-    def of(one: Form) -> tuple[float, ...]:
+    def of(one: Variant) -> tuple[float, ...]:
         return one.student.macs, one.bytes, (one.latency_ms or 0.0) * timed, -one.val
 
-    mine, others = of(form), [of(other) for other in forms]
+    mine, others = of(variant), [of(other) for other in variants]
     return not any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in others)
 
 

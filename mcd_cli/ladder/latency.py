@@ -14,7 +14,7 @@ WARMUP, RUNS = 20, 200  # calls; the least, too
 BLOCK = 20  # calls of one file before the next one's turn
 
 
-def hardware(threads: int) -> str:
+def hardware_key(threads: int) -> str:
     """What a timing belongs to: processor, threads, onnxruntime's version. Imports nothing heavy."""
     return f"{processor()}, {threads} thread{'s' * (threads > 1)}, onnxruntime {version('onnxruntime')}"
 

@@ -13,7 +13,7 @@ from mcd_cli.files import as_path, read_small, write_whole
 from mcd_cli.ladder import typed_json
 from mcd_cli.ladder.budget import Budget, Choice, Quantity, choose
 from mcd_cli.ladder.folder import MANIFEST
-from mcd_cli.ladder.latency import hardware, measure, recorded
+from mcd_cli.ladder.latency import hardware_key, measure, recorded
 from mcd_cli.ladder.schema import (
     DatasetEntry,
     StudentEntry,
@@ -21,7 +21,7 @@ from mcd_cli.ladder.schema import (
     check,
     inside,
 )
-from mcd_cli.ladder.variants import FLOAT32, INT8, Form, forms
+from mcd_cli.ladder.variants import FLOAT32, INT8, Variant, variants
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,20 +69,20 @@ class Ladder:
                 return student
         raise unknown("student", name, [student.name for student in self.students])
 
-    def form(self, name: str) -> Form:
+    def variant(self, name: str) -> Variant:
         """`NAME` or `NAME.int8`. Raises UserError for an unknown student; whether its file stands is not asked."""
         student, dot, format = name.partition(".")
         if format not in ("", INT8) or (dot and not format):
             raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")
-        return Form(self.student(student), format or FLOAT32)
+        return Variant(self.student(student), format or FLOAT32)
 
     def load(self, name: str) -> nn.Module:
         """That student's network; see StudentEntry.load."""
         return self.student(name).load()
 
     def session(self, name: str, threads: int = 1) -> Session:
-        """The exported student (or its int8 form: `NAME.int8`) in onnxruntime; see Form.session."""
-        return self.form(name).session(threads)
+        """The exported student (or its int8 variant: `NAME.int8`) in onnxruntime; see Variant.session."""
+        return self.variant(name).session(threads)
 
     def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
         """The choice that `select` makes, with its reasons.
@@ -90,10 +90,12 @@ class Ladder:
         A latency is read from the ladder where it was measured on this hardware, else measured now. Raises
         UserError where that needs a student that is not exported.
         """
-        choices = [form for student in self.students for form in forms(student) if int8 or form.format == FLOAT32]
+        choices = [
+            variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
+        ]
         if budget.max_latency is not None or any(student.latency for student in self.students):
-            here = hardware(threads)
-            choices = [_timed(form, budget, here, threads) for form in choices]
+            here = hardware_key(threads)
+            choices = [_timed(variant, budget, here, threads) for variant in choices]
         return choose(choices, budget)
 
     def select(
@@ -122,12 +124,12 @@ class Ladder:
         return self.explain(budget, int8=False).demand().student
 
 
-def _timed(form: Form, budget: Budget, here: str, threads: int) -> Form:
+def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:
     """With its latency at the budget's percentile; measured now only where the budget limits it."""
-    timing = recorded(form.student, form.format, 1, here)
+    timing = recorded(variant.student, variant.format, 1, here)
     if timing is None and budget.max_latency is not None:
-        timing = measure({form.format: form.onnx()}, threads=threads)[form.format]
-    return form if timing is None else replace(form, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
+        timing = measure({variant.format: variant.onnx()}, threads=threads)[variant.format]
+    return variant if timing is None else replace(variant, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
 
 
 def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladder:

@@ -1,4 +1,4 @@
-"""The forms in which a student can be deployed: float32, and int8 where that was kept."""
+"""The variants in which a student can be deployed: float32, and int8 where that was kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_PREPROCESS = "no-preprocess"
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     """A student as float32 or as int8. `name`: the student's, and `.int8` behind it where it is that."""
 
     student: StudentEntry
@@ -67,7 +67,7 @@ class Form:
         return open_session(self.onnx(), threads=threads, sha256=sha256)
 
 
-def forms(student: StudentEntry) -> tuple[Form, ...]:
+def variants(student: StudentEntry) -> tuple[Variant, ...]:
     """float32 always; int8 where its file was kept and still lies there."""
-    int8 = Form(student, INT8)
-    return (Form(student), int8) if INT8 in student.exported and int8.file is not None else (Form(student),)
+    int8 = Variant(student, INT8)
+    return (Variant(student), int8) if INT8 in student.exported and int8.file is not None else (Variant(student),)

@@ -23,7 +23,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Survey:
+class PreparationData:
     """What a method may look at before a stage's first step: the training images un-augmented, eval mode."""
 
     ids: Tensor  # [N] sample ids of the training split (or of a few images, where the pass is only timed)
@@ -33,15 +33,15 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Step:
+class BatchContext:
     """What a method may look at in one step when it sets targets and weights."""
 
     ids: Tensor  # [n] sample ids
     labels: Tensor  # [n]
     logits: Tensor  # [n, k, C], the students', detached
     teachers: Mapping[str, Tensor]  # name → logits [n, C]
-    memory: Mapping[str, Tensor]  # what `prepare` returned
-    number: Callable[[], int]  # steps before this one in the stage; a step that asks, or draws, is no CUDA graph
+    tables: Mapping[str, Tensor]  # what `prepare` returned
+    step_index: Callable[[], int]  # steps before this one in the stage; a step that asks, or draws, is no CUDA graph
     draw: Callable[[str], torch.Generator]  # randomness of this step, by purpose
 
 
@@ -49,7 +49,7 @@ class Method:
     """Base of all methods: every student follows its losses alone, with constant weights."""
 
     losses: tuple[str, ...] = ("alpha",)
-    """Symbols of the loss weights, the label's first."""
+    """Names of the loss weights, the label's first."""
     learned = False
     """Whether a C-NET sets the weights; `weights` is not asked then."""
 
@@ -60,23 +60,23 @@ class Method:
         """Which students train together, in order. students: names by falling parameter count."""
         return [Stage(tuple(students))]
 
-    def symbols(self, stage: Stage) -> tuple[str, ...]:
-        """The losses of this stage, one symbol each; one guide fewer than symbols."""
+    def loss_names(self, stage: Stage) -> tuple[str, ...]:
+        """The losses of this stage by name; one target fewer than losses."""
         return self.losses
 
-    def prepare(self, survey: Survey) -> dict[str, Tensor]:
-        """A pass before training; what it returns is saved with the run and comes back in every Step."""
+    def prepare(self, data: PreparationData) -> dict[str, Tensor]:
+        """A pass before training; what it returns is saved with the run and comes back in every BatchContext."""
         return {}
 
-    def summary(self, memory: Mapping[str, Tensor]) -> dict[str, Any]:
+    def summary(self, tables: Mapping[str, Tensor]) -> dict[str, Any]:
         """What metrics.jsonl says of `prepare`, in a stage's first line: plain JSON."""
         return {}
 
-    def guides(self, step: Step) -> Tensor | None:
+    def targets(self, batch: BatchContext) -> Tensor | None:
         """The target logits that the students follow, [n, k or 1, g, C], or None."""
         return None
 
-    def weights(self, step: Step) -> Tensor:
+    def weights(self, batch: BatchContext) -> Tensor:
         """Constant weights of the losses, broadcastable to [n, k, 1 + g]."""
         raise AssertionError(f"{type(self).__name__} neither learns its weights nor sets them")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mcd_cli.methods.base import Method, Stage, Step
+from mcd_cli.methods.base import BatchContext, Method, Stage
 
 
 class CE(Method):
@@ -15,5 +15,5 @@ class CE(Method):
     def stages(self, students: Sequence[str]) -> list[Stage]:
         return [Stage(tuple(students), teachers=())]
 
-    def weights(self, step: Step) -> Tensor:
-        return step.logits.new_ones(1)
+    def weights(self, batch: BatchContext) -> Tensor:
+        return batch.logits.new_ones(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.methods.base import Stage, Step, constants
+from mcd_cli.methods.base import BatchContext, Stage, constants
 from mcd_cli.methods.mc_distil import MCDistil
 
 
@@ -21,5 +21,5 @@ class Constant(MCDistil):
             raise UserError("constant needs two students or more: one student has no pooled term; use --method kd")
         return super().stages(students)
 
-    def weights(self, step: Step) -> Tensor:
-        return constants(step.logits, self.settings.constants)
+    def weights(self, batch: BatchContext) -> Tensor:
+        return constants(batch.logits, self.settings.constants)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step, constants
+from mcd_cli.methods.base import TEACHER, BatchContext, Method, Stage, constants
 
 
 class DGKD(Method):
@@ -21,16 +21,16 @@ class DGKD(Method):
     def stages(self, students: Sequence[str]) -> list[Stage]:
         return [Stage((student,), (TEACHER, *students[:j])) for j, student in enumerate(students)]
 
-    def symbols(self, stage: Stage) -> tuple[str, ...]:
+    def loss_names(self, stage: Stage) -> tuple[str, ...]:
         return ("alpha", "beta", *(f"beta/{larger}" for larger in stage.teachers[1:]))
 
-    def guides(self, step: Step) -> Tensor:
-        return torch.stack(list(step.teachers.values()), dim=1)[:, None]
+    def targets(self, batch: BatchContext) -> Tensor:
+        return torch.stack(list(batch.teachers.values()), dim=1)[:, None]
 
-    def weights(self, step: Step) -> Tensor:
+    def weights(self, batch: BatchContext) -> Tensor:
         lam = self.settings.lambda_
-        draws = torch.rand(len(step.teachers) - 1, generator=step.draw("drop"))
+        draws = torch.rand(len(batch.teachers) - 1, generator=batch.draw("drop"))
         kept = [True, *(draws >= self.settings.drop).tolist()]  # T first
         q = sum(kept)
         weights = [q * (1 - lam), *(lam * keep for keep in kept)]
-        return constants(step.logits, [w / q for w in weights] if self.settings.normalise else weights)
+        return constants(batch.logits, [w / q for w in weights] if self.settings.normalise else weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Method, Step, constants
+from mcd_cli.methods.base import TEACHER, BatchContext, Method, constants
 
 
 class KD(Method):
@@ -12,9 +12,9 @@ class KD(Method):
 
     losses: tuple[str, ...] = ("alpha", "beta")
 
-    def guides(self, step: Step) -> Tensor:
-        return step.teachers[TEACHER][:, None, None]
+    def targets(self, batch: BatchContext) -> Tensor:
+        return batch.teachers[TEACHER][:, None, None]
 
-    def weights(self, step: Step) -> Tensor:
+    def weights(self, batch: BatchContext) -> Tensor:
         lam, total = self.settings.lambda_, self.settings.total
-        return constants(step.logits, [total * (1 - lam), total * lam])
+        return constants(batch.logits, [total * (1 - lam), total * lam])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Method, Stage, Step
+from mcd_cli.methods.base import TEACHER, BatchContext, Method, Stage
 from mcd_cli.ops.losses import pooled
 
 
@@ -15,8 +15,8 @@ class MCDistilNoPS(Method):
     losses: tuple[str, ...] = ("alpha", "beta")
     learned = True
 
-    def guides(self, step: Step) -> Tensor:
-        return step.teachers[TEACHER][:, None, None]
+    def targets(self, batch: BatchContext) -> Tensor:
+        return batch.teachers[TEACHER][:, None, None]
 
 
 class MCDistil(MCDistilNoPS):
@@ -24,13 +24,13 @@ class MCDistil(MCDistilNoPS):
 
     losses: tuple[str, ...] = ("alpha", "beta", "gamma")
 
-    def symbols(self, stage: Stage) -> tuple[str, ...]:
+    def loss_names(self, stage: Stage) -> tuple[str, ...]:
         # one student pooled with itself has nothing to learn from itself
         return self.losses if len(stage.students) > 1 else MCDistilNoPS.losses
 
-    def guides(self, step: Step) -> Tensor:
-        z_teacher = step.teachers[TEACHER]
-        if step.logits.shape[1] == 1:
-            return super().guides(step)
-        z_pooled = pooled(step.logits, step.labels)  # Eq. 4
+    def targets(self, batch: BatchContext) -> Tensor:
+        z_teacher = batch.teachers[TEACHER]
+        if batch.logits.shape[1] == 1:
+            return super().targets(batch)
+        z_pooled = pooled(batch.logits, batch.labels)  # Eq. 4
         return torch.stack([z_teacher, z_pooled], dim=1)[:, None]

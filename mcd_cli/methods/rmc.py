@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcd_cli.errors import UserError
-from mcd_cli.methods.base import TEACHER, Stage, Step, Survey
+from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData, Stage
 from mcd_cli.methods.kd import KD
 from mcd_cli.ops.losses import cross_entropy
 
@@ -28,21 +28,21 @@ class RMC(KD):
             raise UserError("rmc needs two students or more: its difficulty is a variance over them; use --method kd")
         return super().stages(students)
 
-    def prepare(self, survey: Survey) -> dict[str, Tensor]:
-        v = cross_entropy(survey.logits(), survey.labels).double().var(dim=1)  # [N]
+    def prepare(self, data: PreparationData) -> dict[str, Tensor]:
+        v = cross_entropy(data.logits(), data.labels).double().var(dim=1)  # [N]
         if self.settings.clip:
             v = v.clamp(max=v.quantile(0.99))
         span = (v.max() - v.min()).clamp(min=torch.finfo(v.dtype).tiny)
         alpha = self.settings.alpha
-        table = torch.full((survey.num_images,), float("nan"))  # V and test have no difficulty
-        table[survey.ids] = (alpha + (1 - alpha) * (v - v.min()) / span).float()
+        table = torch.full((data.num_images,), float("nan"))  # V and test have no difficulty
+        table[data.ids] = (alpha + (1 - alpha) * (v - v.min()) / span).float()
         return {"difficulty": table}
 
-    def guides(self, step: Step) -> Tensor:
-        d = step.memory["difficulty"][step.ids]
-        return (d[:, None] * step.teachers[TEACHER])[:, None, None]
+    def targets(self, batch: BatchContext) -> Tensor:
+        d = batch.tables["difficulty"][batch.ids]
+        return (d[:, None] * batch.teachers[TEACHER])[:, None, None]
 
-    def summary(self, memory: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-        d = memory["difficulty"].double().cpu()
+    def summary(self, tables: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        d = tables["difficulty"].double().cpu()
         d = d[~d.isnan()]
         return {"difficulty": {f"{q:g}": d.quantile(q).item() for q in QUANTILES}}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mcd_cli.methods.base import TEACHER, Stage, Step
+from mcd_cli.methods.base import TEACHER, BatchContext, Stage
 from mcd_cli.methods.kd import KD
 
 
@@ -20,6 +20,6 @@ class TAKD(KD):
         above = [TEACHER, *students[:-1]]
         return [Stage((student,), (teacher,)) for student, teacher in zip(students, above, strict=True)]
 
-    def guides(self, step: Step) -> Tensor:
-        (z_above,) = step.teachers.values()
+    def targets(self, batch: BatchContext) -> Tensor:
+        (z_above,) = batch.teachers.values()
         return z_above[:, None, None]

@@ -37,10 +37,10 @@ def pooled(z: Tensor, y: Tensor) -> Tensor:
     return torch.where(at_label, z.amax(dim=1), z.amin(dim=1))
 
 
-def instance_losses(z: Tensor, y: Tensor, guides: Tensor | None, tau: float) -> Tensor:
-    """All losses ℓ_ijc of Eq. 5, side by side: c = 0 is the label, c ≥ 1 the guides in their order.
+def instance_losses(z: Tensor, y: Tensor, targets: Tensor | None, tau: float) -> Tensor:
+    """All losses ℓ_ijc of Eq. 5, side by side: c = 0 is the label, c ≥ 1 the targets in their order.
 
-    z: logits [n, k, C]; y: labels [n]; guides: target logits [n, k or 1, g, C] or None. Returns [n, k, 1 + g].
+    z: logits [n, k, C]; y: labels [n]; targets: target logits [n, k or 1, g, C] or None. Returns [n, k, 1 + g].
     """
     ce = cross_entropy(z, y)[:, :, None]
-    return ce if guides is None else torch.cat([ce, distillation(z, guides, tau)], dim=-1)
+    return ce if targets is None else torch.cat([ce, distillation(z, targets, tau)], dim=-1)

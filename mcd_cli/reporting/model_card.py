@@ -44,7 +44,7 @@ def exports(ladder: Ladder) -> Section:
     head = ("file", "bytes", "judged on", "accuracy", "against the float32 model", "sha256")
     rows = tuple(
         (
-            s.exports[form].rpartition("/")[2],
+            s.exports[format].rpartition("/")[2],
             show_size(e.bytes, 3),
             f"{e.num_val:,} images of V",
             _percent(e.val),
@@ -52,8 +52,8 @@ def exports(ladder: Ladder) -> Section:
             e.sha256[:12],
         )
         for s in ladder.students
-        for form, e in s.exported.items()
-        if form in s.exports
+        for format, e in s.exported.items()
+        if format in s.exports
     )
     if not rows:
         return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
@@ -90,7 +90,7 @@ def latencies(ladder: Ladder) -> Section:
     for hardware in dict.fromkeys(key for s in ladder.students for key in s.latency):
         rows = [
             (
-                _form(s, t.format),
+                _variant_name(s, t.format),
                 str(t.batch),
                 *(show_ms(ms, 3) for ms in (t.p50_ms, t.p90_ms, t.p99_ms)),
                 f"{t.runs:,}",
@@ -102,7 +102,7 @@ def latencies(ladder: Ladder) -> Section:
     return Section("Latencies", tuple(blocks) or ("Not measured yet: `mcd profile --run DIR --latency` does it.",))
 
 
-def _form(student: StudentEntry, format: str) -> str:
+def _variant_name(student: StudentEntry, format: str) -> str:
     return student.name if format == "onnx" else f"{student.name}.{format}"
 
 

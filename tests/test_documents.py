@@ -220,7 +220,7 @@ def mcd(patch: pytest.MonkeyPatch, *args: str) -> int:
     """What the shell sees of `mcd args`, in this process."""
     patch.setattr(sys, "argv", ["mcd", *args])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        cli.run_command()
     assert isinstance(end.value.code, int)
     return end.value.code
 

@@ -28,6 +28,8 @@ def _measured(results: dict[str, Any]) -> list[str]:
     lines = [
         "# What a ladder costs as it grows",
         "",
+        "For whoever plans a run that is larger than the ones measured here.",
+        "",
         f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, "
         f"torch {about['torch']}, float32, {results['threads']} threads unless said otherwise; medians "
         f"(smallest to largest) of {results['points'][0]['step_ms']['n']} steps of the engine itself. This "
@@ -70,7 +72,7 @@ def _formula(results: dict[str, Any]) -> list[str]:
         f"Fitted to the {formula['n']} points of one process above: rate {rate} GMAC/s, bandwidth {bandwidth} GB/s, "
         f"constant {1e3 * formula['constant_seconds']:.0f} ms; off by {formula['median_error']:.0%} in the median, by "
         f"{formula['largest_error']:.0%} at the worst point. A meta step adds the students once forward and backward "
-        "on V (3), one forward-mode pass (3) and C-NET forward and backward (3 of its own).",
+        "on val (3), one forward-mode pass (3) and C-NET forward and backward (3 of its own).",
         "",
     ]
 
@@ -104,8 +106,8 @@ def _imagenet(results: dict[str, Any], one: Reckoning, card: dict[str, Any] | No
         )
     return [
         *lines,
-        "- images per second = batch / seconds of a step; decoding must keep up with it: that many JPEG pictures "
-        "a second, for every view that is not stored.",
+        "- images per second = batch / seconds of a step; so many JPEG pictures must be decoded in a second, for every "
+        "view that is not stored.",
         "",
     ]
 
@@ -119,7 +121,7 @@ def _memory(one: Reckoning) -> list[str]:
     rows = [
         ("decoded images, uint8", f"3 · {PIXELS}² a picture", pixels, "streamed from a file on disk"),
         ("stored teacher views, 2 bytes a logit", f"{CLASSES} · 2 a picture and view", view, "per view, on disk"),
-        ("weights that C-NET gave, float32", f"{STUDENTS} · {LOSSES} · 4 a picture", weighed, "on the device"),
+        ("C-NET's weights, float32", f"{STUDENTS} · {LOSSES} · 4 a picture", weighed, "on the device"),
         ("an epoch's table of uniforms", "12 · 4 a picture", draws, "in memory"),
         ("logits [n, k, C], float32", f"{STUDENTS} · {CLASSES} · 4 an image of the batch", logits, "on the device"),
         ("students' activations", f"{one.held / 1e6:.0f} MB an image", BATCH * one.held, "on the device"),
@@ -135,14 +137,13 @@ def _memory(one: Reckoning) -> list[str]:
         "",
         "What breaks first, in this order:",
         "",
-        f"1. activations: {_size(BATCH * one.held)} at batch {BATCH}; the batch must shrink, or be shared by "
+        f"1. activations: {_size(BATCH * one.held)} at batch {BATCH}; make the batch smaller or spread it over "
         "processes (gradients, C-NET's weights and the meta-gradient are those of the whole batch; BatchNorm's with "
         "`--sync-bn`);",
-        f"2. the decoded images: {_size(pixels)} fit few machines' memory, and as a file they are read in random "
-        "order: the disk, not the processor, then gives the pace;",
+        f"2. the decoded images: {_size(pixels)} fit in few machines' memory; read from a file in random order, "
+        "the disk is the bottleneck, not the processor;",
         f"3. stored views: {_size(view)} each, K views are K times that;",
-        f"4. what is per image on the device ({_size(weighed)} and {_size(draws)}) and the logits: small beside "
-        "the rest.",
+        f"4. what is kept per image ({_size(weighed)} and {_size(draws)}) and the logits: small beside the rest.",
     ]
 
 

@@ -10,7 +10,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DistillSection(BaseModel):
-    """Temperature; λ of Eq. 1 (kd, takd, dgkd, rmc; the others have no use for it); options of single methods."""
+    """Temperature; λ of Eq. 1 (used by kd, takd, dgkd and rmc); options of single methods."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -22,10 +22,18 @@ class DistillSection(BaseModel):
     )
 
     tau: float = Field(2.0, gt=0)
+    """Temperature τ of every KL term."""
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
+    """The teacher's share of the loss, λ. Methods that have no λ ignore it."""
     total: float = Field(1.0, gt=0)
+    """Total loss weight; kd's is 1."""
     drop: float = Field(0.0, ge=0, le=1)
+    """Chance that a larger student is left out as a teacher in a step (the teacher itself never is)."""
     normalise: bool = False
+    """Divide by the number of teachers, so that the total weight is kd's."""
     alpha: float = Field(0.3, ge=0, le=1)
+    """Smallest factor on the teacher's logits."""
     clip: bool = False
+    """Cut the difficulty at its 99th percentile before it is scaled."""
     constants: Annotated[tuple[Weight, Weight, Weight], Field(strict=False)] = (0.5, 0.5, 0.5)
+    """The weights (α, β, γ) of the label, the teacher and the pooled students."""

@@ -33,15 +33,27 @@ class TeacherSection(Section):
     """The frozen teacher: a file, or an architecture that the same engine trains first."""
 
     file: str | None = Field(None, min_length=1)
+    """A weights file."""
     arch: str | None = None
+    """An architecture to train first (kept in the cache); with `file`: the architecture of that file."""
     norm: str = "auto"
+    """Normalisation of a teacher's file: `auto`, `cifar10`, `cifar100`, `imagenet`, `half`, `none` or `R,G,B/R,G,B`."""
     pretrained: bool = False
+    """Start a torchvision teacher from its ImageNet weights."""
     epochs: int = Field(200, ge=1, le=MAX_EPOCHS)
+    """Epochs of a teacher that is trained here."""
     lr: float = Field(0.1, gt=0)
+    """Its learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Its momentum."""
     weight_decay: float = Field(5e-4, ge=0)
+    """Its weight decay."""
     views: int = Field(0, ge=0, le=10_000)
-    unseen: float = Field(0.0, ge=0, lt=1)  # share of the classes that a teacher trained here never sees
+    """K stored views: an image has K augmentations (view = epoch mod K), and the teacher's logits of each are
+    computed once, kept in the cache (float16) and shared by all students, methods and seeds with the same
+    `augment.seed`. 0: a fresh augmentation every epoch, as in the paper."""
+    unseen: float = Field(0.0, ge=0, lt=1)
+    """Share of the classes that a teacher trained here never sees: an imperfect teacher."""
 
     @field_validator("arch")
     @classmethod
@@ -68,21 +80,29 @@ class TeacherSection(Section):
 
 
 class WarmStartSection(Section):
-    """CE training of every student before any method starts (A.3); 0 epochs = random start."""
+    """Training of every student on the labels alone, before any method starts (the paper's A.3)."""
 
     epochs: int = Field(200, ge=0, le=MAX_EPOCHS)
+    """Epochs; 0 starts the students from random weights."""
     lr: float = Field(0.1, gt=0)
+    """Learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum."""
     weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay."""
 
 
 class OptimizerSection(Section):
-    """The students' SGD in the method's own stages (A.3)."""
+    """The students' SGD in the stages of the method (the paper's A.3)."""
 
     lr: float = Field(0.05, gt=0)
+    """Learning rate."""
     momentum: float = Field(0.95, ge=0, lt=1)
+    """Momentum."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay."""
     nesterov: bool = False
+    """Nesterov's momentum."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimizerSection:
@@ -92,32 +112,51 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the steps of a stage: cosine to 0, or constant."""
+    """Learning rate over the steps of a stage."""
 
     name: Literal["cosine", "constant"] = "cosine"
+    """Cosine to 0 over the steps of a stage, or constant."""
 
 
 class AugmentSection(Section):
-    """Training augmentation; its seed is the run's own unless set."""
+    """Training augmentation."""
 
     preset: Literal["none", "digits", "cifar", "tiny", "strong"] = "cifar"
+    """`digits`: crops; `cifar`: crops, flips, mild colour changes; `tiny`: RandomResizedCrop, flips, mild colour
+    changes; `strong`: crops, flips, rotation, shear, strong colour changes and Cutout."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Seed of the augmentation. Unset: the run's own seed."""
 
 
 class CoordinatorSection(Section):
-    """C-NET: its network, its optimiser and when it learns (§3.4, Algorithm 1)."""
+    """C-NET: its network, its optimiser and when it learns (the paper's §3.4, Algorithm 1)."""
 
     arch: str = "resnet32"
+    """C-NET's network: `losses` (it sees each image's losses), `scalar` (learned numbers, no network), or an
+    architecture, which sees the image."""
     scale: float = Field(1.0, gt=0)
+    """Largest weight: w = scale · sigmoid."""
     normalise: Literal["none", "mean", "image"] = "none"
+    """`image`: each image's weights sum to `total`; `mean`: they do so on average over the batch; `none`: they are
+    free, as in the paper."""
     total: float | None = Field(None, gt=0)
+    """What the weights of an image sum to. Unset: the number of losses for `image`, half of it for `mean`, times
+    `scale`."""
     control: Literal["none", "mean", "shuffle", "frozen"] = "none"
+    """Take C-NET's knowledge of single images away: `mean` over the batch, `shuffle` over the batch, or `frozen`
+    (never trained)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """`adam` is the paper's literal one."""
     lr: float = Field(1e-3, gt=0)
+    """C-NET's learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
+    """C-NET's weight decay."""
     every: int = Field(20, ge=1)
+    """C-NET is updated every so many steps (or epochs)."""
     unit: Literal["step", "epoch"] = "step"
-    shared: bool = True  # false: control (d), one C-NET per student
+    """Unit of `every`. `epoch`: at every step of each such epoch."""
+    shared: bool = True
+    """One C-NET for all students; `false`: one for each."""
 
     @field_validator("arch")
     @classmethod
@@ -132,9 +171,10 @@ class CoordinatorSection(Section):
 
 
 class CheckpointSection(Section):
-    """When to save besides each epoch's end: "20steps" or "2min"."""
+    """When to save, apart from the end of each epoch."""
 
     every: str | None = None
+    """Also save after so many steps or so much time: `20steps`, `2min`."""
 
     @field_validator("every")
     @classmethod
@@ -148,19 +188,33 @@ class Recipe(Section):
     """One run: running the same recipe again gives the same ladder."""
 
     dataset: str = "digits"
+    """A built-in name (`digits`, `cifar10`, `cifar100`, `tinyimagenet`) or an image folder."""
     data_root: str | None = None
+    """Where a built-in data set's files are. Unset: they are downloaded into the cache."""
     image_size: int | None = Field(None, ge=8, le=1024)
+    """Side of the images in pixels. Unset: the data set's own."""
     batch_size: int = Field(400, ge=2)
+    """Images in a step, over all processes."""
     epochs: int = Field(500, ge=1, le=MAX_EPOCHS)
+    """Epochs of the distillation alone."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Seed of weights, batch order and augmentation."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Seed of the split into train, val and test, and of label noise."""
     method: str = "mc-distil"
-    train_on_val: bool = False  # control (e): the method's own stages train on train ∪ V
+    """One of [the methods](methods.md)."""
+    train_on_val: bool = False
+    """The method's own stages also train on val (constant weights only)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 only where the processor has it natively."""
     deterministic: bool = True
+    """The same bits every time; `false` lets cuDNN choose its kernels by timing them."""
     sync_bn: bool = False
+    """Under torchrun: BatchNorm over the whole batch instead of each process's shard."""
     label_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the training labels replaced by another class; val and test stay clean."""
     students: dict[str, str] = Field(default_factory=lambda: dict(PAPER_STUDENTS), min_length=1)
+    """A list such as `["resnet10-s", "small=resnet10-xxs"]`, or a table name → architecture."""
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
     warm_start: WarmStartSection = WarmStartSection()
     optimizer: OptimizerSection = OptimizerSection()

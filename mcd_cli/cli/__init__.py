@@ -1,4 +1,4 @@
 """The command line: one file a command, options in, one lazy call out.
 
-Printing and asking happen here and nowhere below; what is computed belongs in the rooms below.
+What a user types and sees is decided here; what is computed belongs in the rooms below. Nothing loads torch early.
 """

@@ -13,6 +13,8 @@ from mcd_cli.ladder.manifest import find_run, load_ladder
 from mcd_cli.ladder.variants import INT8
 from mcd_cli.reporting.console import print_json, talk
 
+FORMATS = ("onnx",)
+
 
 def export(
     run: str | None = None,
@@ -70,6 +72,3 @@ def _writable(folder: Path, out: str | None) -> Path:
         if not os.access(needed, os.W_OK | os.X_OK):
             raise UserError(f"{needed} is read-only; {hint}")
     return target
-
-
-FORMATS = ("onnx",)

@@ -74,7 +74,7 @@ class Checkpointer:
         position = {
             **self.about,
             "stage": len(self.finished_stages),
-            "kept": self.finished_stages,
+            "kept": self.finished_stages,  # the name that every state of before has
             "metrics": self.folder.sync_metrics(),
             "trainer": state.position,
         }

@@ -90,7 +90,7 @@ class Trainer:
         return self.plan.epochs * self.loader.num_steps
 
     def prepare(self, subset: Tensor | None = None) -> None:
-        """The method's pass before the first step; `few`: over these images alone, to see what it costs."""
+        """The method's pass before the first step; `subset`: over these images alone, to see what it costs."""
         train = self.loader.dataset.train if subset is None else subset
         data = PreparationData(
             ids=train,

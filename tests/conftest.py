@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe.loading import parse_recipe
 from mcd_cli.recipe.schema import Recipe
+from mcd_cli.registry import Row, Table
 
 torch.set_num_threads(1)
 
@@ -31,6 +33,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+Register = Callable[[Table[Any], str, Row], None]
+
+
+@pytest.fixture
+def register() -> Iterator[Register]:
+    """Adds rows to a table for the length of a test."""
+    with ExitStack() as stack:
+
+        def add(table: Table[Any], name: str, row: Row) -> None:
+            table.register(name, row)
+            stack.callback(table.unregister, name)
+
+        yield add
 
 
 TINY: dict[str, Any] = {

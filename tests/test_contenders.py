@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_recipe
 
-from mcd_cli.comparison.plan import Plan, identity, kd_link
+from mcd_cli.comparison.plan import Plan, first_link_identity, identity
 from mcd_cli.errors import UserError
 from mcd_cli.recipe.loading import lay_over
 from mcd_cli.recipe.overlays import Contender, contender_names, find_contenders
@@ -78,7 +78,9 @@ ONE = {"students": ["resnet10-xxs"]}
         ({"method": "kd"}, {"method": "takd"}, False),
         ({"method": "kd", **ONE}, {"method": "takd", **ONE}, True),
         ({"method": "kd", **ONE}, {"method": "dgkd", "distill": {"normalise": True}, **ONE}, True),
-        ({"method": "kd", **ONE}, {"method": "rmc", **ONE}, False),
+        ({"method": "kd", **ONE}, {"method": "mc-distil", **ONE}, False),
+        ({"method": "mc-distil"}, {"method": "mc-distil", "distill": {"lambda": 0.9}}, True),
+        ({"method": "mc-distil"}, {"method": "mc-distil", "distill": {"tau": 4.0}}, False),
         ({"method": "mc-distil", **ONE}, {"method": "meta-distil", **ONE}, True),
         ({"method": "mc-distil"}, {"method": "mc-distil-nops"}, False),
         ({"method": "kd"}, {"method": "kd", "seed": 1}, False),
@@ -90,10 +92,10 @@ def test_what_is_the_same_by_definition(a: dict, b: dict, same: bool) -> None:
 
 def test_a_chains_first_link_is_kd() -> None:
     kd = identity(tiny_recipe(method="kd"))
-    assert kd_link(tiny_recipe(method="takd")) == kd
-    assert kd_link(tiny_recipe(method="dgkd", distill={"drop": 0.5})) == kd
-    assert kd_link(tiny_recipe(method="takd", distill={"lambda": 0.9})) != kd
-    assert kd_link(tiny_recipe(method="rmc")) is None
+    assert first_link_identity(tiny_recipe(method="takd")) == kd
+    assert first_link_identity(tiny_recipe(method="dgkd", distill={"drop": 0.5})) == kd
+    assert first_link_identity(tiny_recipe(method="takd", distill={"lambda": 0.9})) != kd
+    assert first_link_identity(tiny_recipe(method="rmc")) is None
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Mixed(nn.Module):
         return logits
 
 
-FAMILIES = {target.partition(":")[0]: name for name, target in ARCHITECTURES.items() if "110" not in name}
+FAMILIES = {row.target.partition(":")[0]: name for name, row in ARCHITECTURES.items() if "110" not in name}
 
 
 @pytest.mark.parametrize("arch", ["resnet10-s", "resnet20-a", *FAMILIES.values()])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finished, go_on, make_run, signal_at, tiny_recipe, train
+from conftest import Register, finished, go_on, make_run, signal_at, tiny_recipe, train
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,10 +21,11 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.metrics import degenerate
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import METHODS, MethodSpec
 from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.models import ARCHITECTURES
 from mcd_cli.ops.losses import instance_losses
+from mcd_cli.registry import Row
 
 
 def trainer_of(tmp_path: Path, **changes: object) -> Trainer:
@@ -165,9 +166,9 @@ class Noisy(Method):
         return torch.stack([keep, difficulty], dim=-1)[:, None]
 
 
-def test_the_seam_takes_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seam_takes_a_new_method(tmp_path: Path, register: Register) -> None:
     """One class and one row; it also resumes exactly, its table and its randomness included."""
-    monkeypatch.setitem(METHODS._rows, "noisy", f"{__name__}:Noisy")
+    register(METHODS, "noisy", MethodSpec(f"{__name__}:Noisy", "noisy weights", ("tau",)))
     recipe = tiny_recipe(method="noisy")
     train(recipe, tmp_path / "whole")
 
@@ -184,8 +185,8 @@ class WithDropout(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, num_classes))
 
 
-def test_dropout_is_a_function_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
+def test_dropout_is_a_function_of_the_step(tmp_path: Path, register: Register) -> None:
+    register(ARCHITECTURES, "with-dropout", Row(f"{__name__}:WithDropout"))
     recipe = tiny_recipe(students=["with-dropout", "resnet10-xxxs"])
     train(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -195,9 +196,11 @@ def test_dropout_is_a_function_of_the_step(tmp_path: Path, monkeypatch: pytest.M
     assert finished(tmp_path / "cut") == finished(tmp_path / "whole")
 
 
-def test_the_meta_step_sees_the_real_steps_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_meta_step_sees_the_real_steps_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: Register
+) -> None:
     """The losses that the forward-mode pass differentiates are those of the real step, dropout included."""
-    monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
+    register(ARCHITECTURES, "with-dropout", Row(f"{__name__}:WithDropout"))
     trainer = trainer_of(tmp_path, students=["with-dropout"], method="mc-distil-nops", coordinator={"every": 1})
     seen: list[Tensor] = []
     plain = instance_losses
@@ -232,8 +235,8 @@ class Chain(Method):
         return batch.logits.new_tensor([0.0, 1.0])
 
 
-def test_the_seam_takes_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS._rows, "chain", f"{__name__}:Chain")
+def test_the_seam_takes_a_chain(tmp_path: Path, register: Register) -> None:
+    register(METHODS, "chain", MethodSpec(f"{__name__}:Chain", "a chain", ("tau",)))
     stages: list[str] = []
     ladder = train(
         tiny_recipe(method="chain"),

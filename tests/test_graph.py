@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import finished, go_on, make_run, signal_at, tiny_recipe, train
+from conftest import Register, finished, go_on, make_run, signal_at, tiny_recipe, train
 from test_counted_work import HOST_SYNC
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,10 +30,11 @@ from mcd_cli.engine.events import Event, StepEnded, WarningMessage
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import METHODS, MethodSpec
 from mcd_cli.methods.base import BatchContext
 from mcd_cli.methods.kd import KD
 from mcd_cli.models import ARCHITECTURES
+from mcd_cli.registry import Row
 
 FROM_HOST = "aten.lift_fresh"  # torch.tensor(…), new_tensor(…): on a GPU a copy from the host
 
@@ -249,12 +250,10 @@ class WithDropout(nn.Sequential):
     ],
     ids=str,
 )
-def test_what_needs_the_host_stays_as_written(
-    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_needs_the_host_stays_as_written(tmp_path: Path, changes: dict[str, Any], register: Register) -> None:
     """It is no fault, so nobody is warned."""
-    monkeypatch.setitem(METHODS._rows, "by-number", f"{__name__}:ByNumber")
-    monkeypatch.setitem(ARCHITECTURES._rows, "with-dropout", f"{__name__}:WithDropout")
+    register(METHODS, "by-number", MethodSpec(f"{__name__}:ByNumber", "weights by step", ("tau", "lambda", "total")))
+    register(ARCHITECTURES, "with-dropout", Row(f"{__name__}:WithDropout"))
     written, _ = steps_of(tmp_path / "written", 10, None, **changes)
     tape = Tape()
     graphed, told = steps_of(tmp_path / "graphed", 10, tape, **changes)

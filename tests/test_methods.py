@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mcd_cli.comparison import paper
 from mcd_cli.errors import UserError
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import METHODS, papers_methods
 from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.methods.settings import DistillSection
 from mcd_cli.models.coordinator import Coordinator
@@ -108,7 +110,6 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
 def test_joint_methods_have_one_stage(name: str, teachers: tuple[str, ...]) -> None:
     (stage,) = METHODS.load(name)(DistillSection()).stages(["a", "b"])
     assert (stage.students, stage.teachers) == (("a", "b"), teachers)
-    assert METHODS.load(name)(DistillSection()).learned == (name == "mc-distil")
 
 
 def test_kd_at_a_larger_total_weight() -> None:
@@ -119,8 +120,6 @@ def test_constant_weights_with_the_pool() -> None:
     ce, kd, pool = by_hand()
     assert total("constant") == pytest.approx(0.5 * (ce + kd + pool), rel=1e-10)
     assert total("constant", constants=(1.0, 0.25, 2.0)) == pytest.approx(ce + 0.25 * kd + 2 * pool, rel=1e-10)
-    with pytest.raises(UserError, match="constant needs two students"):
-        METHODS.load("constant")(DistillSection()).stages(["alone"])
 
 
 LADDER = ["big", "middle", "small"]
@@ -237,15 +236,79 @@ def test_rmc_softens_the_teacher_image_by_image() -> None:
     told = method.summary({"difficulty": torch.cat([torch.full((3,), float("nan")), table])})["difficulty"]
     assert list(told) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
     assert told["0.25"] == pytest.approx(np.quantile(table.numpy(), 0.25))
-    with pytest.raises(UserError, match="rmc needs two students"):
-        method.stages(["alone"])
 
 
 def test_meta_distil_trains_each_student_alone() -> None:
     method = METHODS.load("meta-distil")(DistillSection())
-    assert method.learned
     assert method.stages(LADDER) == [Stage((name,)) for name in LADDER]
     assert method.loss_names(Stage(("big",))) == ("alpha", "beta")
+
+
+class Reading:
+    """Settings that note which of them are read."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.keys.add(DistillSection.model_fields[name].alias or name)
+        return getattr(DistillSection(), name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_says_what_its_class_does(name: str) -> None:
+    """Which settings it reads (the engine reads tau for it), and whether it leaves the weights to a C-NET."""
+    settings, row = Reading(), METHODS[name]
+    method = METHODS.load(name)(settings)
+    for stage in method.stages(LADDER):
+        z = torch.randn(N, len(stage.students), C)
+        seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
+        tables = method.prepare(PreparationData(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
+        batch = BatchContext(torch.arange(N), Y, z, seen, tables, lambda: 0, lambda purpose: generator(purpose))
+        if method.targets(batch) is not None:
+            settings.keys.add("tau")
+        if not row.learned:
+            method.weights(batch)
+    assert set(row.settings) == settings.keys
+    assert row.learned == (type(method).weights is Method.weights)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.alone and not row.needs_two])
+def test_a_single_student_is_trained_as_by_the_method_that_the_row_names(name: str) -> None:
+    own, other = (METHODS.load(method)(DistillSection()) for method in (name, METHODS[name].alone))
+    assert own.stages(["a"]) == other.stages(["a"])
+    same_step(own, other, own.stages(["a"])[0])
+    assert METHODS[name].learned == METHODS[METHODS[name].alone].learned
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.first_link])
+def test_a_chains_first_link_is_trained_as_by_the_method_that_the_row_names(name: str) -> None:
+    own, other = (METHODS.load(method)(DistillSection()) for method in (name, METHODS[name].first_link))
+    first = own.stages(LADDER)[0]
+    assert first == Stage(("big",), (TEACHER,))
+    same_step(own, other, first)
+
+
+def same_step(own: Method, other: Method, stage: Stage) -> None:
+    """Both have the same losses, targets and weights for this stage's one student."""
+    assert own.loss_names(stage) == other.loss_names(stage)
+    seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
+    z = torch.randn(N, 1, C)
+    batch = BatchContext(torch.arange(N), Y, z, seen, {}, lambda: 0, lambda purpose: generator(purpose))
+    assert torch.equal(own.targets(batch), other.targets(batch))  # type: ignore[arg-type]
+    if type(own).weights is not Method.weights:
+        assert torch.equal(own.weights(batch), other.weights(batch))
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.needs_two])
+def test_what_needs_two_students_is_refused_with_one(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} needs two students or more: .*; use --method kd"):
+        parse_recipe({"method": name, "students": ["resnet10-xxs"]})
+    parse_recipe({"method": name, "students": ["resnet10-xxs", "resnet10-xxxs"]})
+
+
+def test_the_papers_methods_are_the_columns_of_its_tables() -> None:
+    assert papers_methods() == tomllib.loads(paper.FILE.read_text(encoding="utf-8"))["methods"]
 
 
 @pytest.mark.parametrize(

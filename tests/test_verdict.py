@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from mcd_cli.comparison.statistics import Contrast, contrasts
-from mcd_cli.comparison.verdict import Question, claimed, question_for, sentences, subjects_of
+from mcd_cli.comparison.verdict import (
+    CONTROLS,
+    SUBJECT,
+    Question,
+    claimed,
+    controls_of,
+    question_for,
+    sentences,
+    subjects_of,
+)
+from mcd_cli.recipe.loading import recipes_folder
+from mcd_cli.recipe.overlays import SHARED, contender_names, find_contenders
 
 TRUE_MEANS = {
     "kd": 0.34,
@@ -112,3 +123,14 @@ def test_a_variant_has_controls_of_its_own() -> None:
     (instance, *_) = question.claims
     assert instance.against == ("mc-distil-normalised-mean",)
     assert instance.missing == ("mc-distil-normalised-shuffle", "mc-distil-normalised-scalar")
+
+
+def test_every_control_is_an_overlay_and_every_overlay_a_control() -> None:
+    """What lies in recipes/controls is judged as something: a subject, its control, or a change for all contenders."""
+    assert set(controls_of(SUBJECT)) <= set(contender_names())
+    for path in sorted((recipes_folder() / "controls").iterdir()):
+        changes = find_contenders(path.stem)[0].changes
+        of_all = bool(set(changes) & set(SHARED))
+        names = [name for subject in subjects_of(contender_names()) for name in controls_of(subject)]
+        assert of_all or path.stem in names or subjects_of([path.stem]), f"{path} is not in CONTROLS"
+    assert len(controls_of(SUBJECT)) == len(CONTROLS)

@@ -22,9 +22,14 @@ from PIL import Image
 from typer.exceptions import TyperException
 
 from mcd_cli.cli import app as cli
+from mcd_cli.comparison.verdict import SUBJECT, controls_of
+from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError
 from mcd_cli.methods import METHODS
+from mcd_cli.models import COORDINATORS
+from mcd_cli.norms import NORMS
 from mcd_cli.recipe.loading import load_recipe, parse_setting
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe, TeacherSection
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -330,5 +335,31 @@ def test_every_recipe_is_in_the_documents() -> None:
 
 
 def test_every_method_is_in_the_documents() -> None:
+    """A row each, in the order of the table; and what the rows say of a single student."""
     page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert [name for name in METHODS if f"| `{name}` |" not in page] == []
+    _, table = page.split("| `--method` |")
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == list(METHODS)
+    two = " and ".join(f"`{name}`" for name, row in METHODS.items() if row.needs_two)
+    assert f"- {two} need two students" in page
+    for other in {row.alone for row in METHODS.values() if row.alone and not row.needs_two}:
+        same = [f"`{name}`" for name, row in METHODS.items() if row.alone == other and not row.needs_two]
+        assert f"{' and '.join(same)} are `{other}`" in page
+
+
+def test_every_name_that_a_key_takes_is_in_its_description() -> None:
+    described = recipe_tables().descriptions(Recipe)["dataset"]
+    assert [name for name in DATASETS if f"`{name}`" not in described] == []
+    described = recipe_tables().descriptions(TeacherSection)["norm"]
+    assert [name for name in NORMS if f"`{name}`" not in described] == []
+    described = recipe_tables().descriptions(CoordinatorSection)["arch"]
+    assert [name for name in COORDINATORS if f"`{name}`" not in described] == []
+
+
+def test_every_control_is_in_the_documents() -> None:
+    """In the table, and those that a claim needs in the command for all of them."""
+    page = (ROOT / "docs/comparing.md").read_text(encoding="utf-8")
+    _, table = page.split("## Controls and ablations")
+    (command,) = (line for line in page.splitlines() if line.startswith("mcd compare --methods ce,kd,"))
+    for name, claims in controls_of(SUBJECT).items():
+        assert f"`{name}`" in table or name in METHODS
+        assert not claims or name in re.split("[ ,]", command)

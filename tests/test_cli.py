@@ -108,7 +108,7 @@ def image_folder(root: Path, classes: str, num_images: int) -> None:
         ("--image-size 0", "image_size"),
         ("--threads 0", "'--threads'"),
         ("--threads 99999999999", "'--threads'"),
-        ("--device tpu", "--device takes auto, cpu or cuda, not 'tpu'"),
+        ("--device tpu", "--device takes auto, cpu, cuda or mps, not 'tpu'"),
         ("--precision fp16", "'auto', 'fp32' or 'bf16'"),
         ("--checkpoint-every soon", "'soon' is not an interval"),
         ("--out tiny.toml", "is a file or under one"),

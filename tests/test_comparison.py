@@ -400,7 +400,7 @@ def test_a_dry_run_leaves_nothing(
         ("--resume nowhere --methods kd", "--resume goes on with the plan in its folder"),
         ("--paper --methods kd", "--paper: no block of the paper's tables"),
         ("--overlay none.toml", "no recipe file none.toml"),
-        ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu or cuda"),
+        ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu, cuda or mps"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -37,6 +37,7 @@ TINY: dict[str, Any] = {
     "dataset": "digits",
     "image_size": 8,  # as they are
     "batch_size": 256,
+    "precision": "fp32",  # the same arithmetic on every processor
     "epochs": 2,
     "students": ["resnet10-xxs", "resnet10-xxxs"],
     "teacher": {"arch": "resnet10-xs", "epochs": 2, "lr": 0.05},

@@ -291,8 +291,6 @@ def test_files_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(r"[`\s]((?:[a-z_]+/)+[\w.*-]+\.(?:py|json|toml))\b", text))
     missing = {name for name in named if not [*ROOT.glob(name), *(ROOT / "mcd_cli").glob(name)]}
     missing = {name for name in missing if not Path(name).stem.isupper()}
-    if missing and not ((ROOT / "mcd_cli/recipe").is_dir() and (ROOT / "tests/system").is_dir()):
-        pytest.skip("the pages name the files of the new layout, which is not merged yet")
     assert missing == set()
 
 

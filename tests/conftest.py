@@ -1,4 +1,4 @@
-"""Small real things to train with: scikit-learn's digits, tiny students, one thread, a cache of its own."""
+"""Fixtures of all tests: one thread, a cache of their own, and runs that are trained once."""
 
 from __future__ import annotations
 

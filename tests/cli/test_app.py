@@ -1,4 +1,4 @@
-"""What the user sees: one line and an exit code for every mistake, and nothing left behind."""
+"""Every mistake on the command line gives one line and an exit code, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a run to a label on the command line: the commands feed each other, and each refusal has its code."""
+"""select, export and predict on one run: each uses the output of the one before, each refusal has its exit code."""
 
 from __future__ import annotations
 

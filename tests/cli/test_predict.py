@@ -1,4 +1,4 @@
-"""Images in, labels out: files, folders, patterns; what load() says, onnxruntime says."""
+"""`mcd predict`: files, folders and patterns in, labels out; load() and onnxruntime agree."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""`mcd select`: the name on stdout, the reasons on stderr, nothing heavy imported."""
+
 from __future__ import annotations
 
 import json

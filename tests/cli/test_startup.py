@@ -1,4 +1,4 @@
-"""A quick start and a quick end lose nothing: no output, no exit code, no garbage collection."""
+"""A quick start and a quick exit lose no output, no exit code and no garbage collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison as a whole, on real digits: shared to the bit, resumable, refused where it would mix."""
+"""Whole comparisons on real digits: shared stages are bit-identical, a stop is resumed, mixed settings are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences and their noise, held against enumeration, scipy, the analysis of variance and simulated coverage."""
+"""Differences and their noise against enumeration, scipy, the analysis of variance and simulated coverage."""
 
 from __future__ import annotations
 

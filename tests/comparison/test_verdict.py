@@ -1,4 +1,4 @@
-"""The verdict: the parts add up, and nothing is claimed that a control does not bear out."""
+"""The verdict: its parts add up, and it claims nothing that a control does not support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation: what an image becomes depends on (seed, epoch, sample id) alone; the parts against torchvision."""
+"""An augmented image depends on (seed, epoch, sample id) only; each operation against torchvision."""
 
 from __future__ import annotations
 

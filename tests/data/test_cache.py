@@ -1,4 +1,4 @@
-"""The decoded copy: written once, whole or not at all."""
+"""The decoded copy of a data set is written once, whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that change or vanish: while they are decoded, in the cache, and during a run."""
+"""Data that change or vanish while they are decoded, in the cache and during a run."""
 
 from __future__ import annotations
 

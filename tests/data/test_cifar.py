@@ -1,4 +1,4 @@
-"""CIFAR in every form it is found in; the files made here hold fewer images than the official ones."""
+"""CIFAR in each of its published forms, with fewer images than the official files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is, and which one a name means."""
+"""What a data set holds, and which one a name selects."""
 
 from __future__ import annotations
 

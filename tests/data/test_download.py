@@ -1,4 +1,4 @@
-"""Downloads from a server of our own, and archives that nobody should unpack."""
+"""Downloads from a local server, and archives that must not be unpacked."""
 
 from __future__ import annotations
 

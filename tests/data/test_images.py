@@ -1,4 +1,4 @@
-"""What becomes of one image: decoded, squared, refused or skipped."""
+"""One image: decoded, cropped to a square, refused or skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: a permutation of train by (seed, epoch), V without replacement, and going on in mid-epoch."""
+"""Batches: a permutation of train by (seed, epoch), val without replacement, resumed in the middle of an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits: disjoint, stratified, functions of the seed and the labels alone."""
+"""Splits are disjoint and stratified, and depend on the seed and the labels only."""
 
 from __future__ import annotations
 

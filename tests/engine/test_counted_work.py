@@ -1,4 +1,4 @@
-"""Times cannot be asserted on shared machines; what is counted can: passes, operators and host syncs may not grow.
+"""Passes, operators and host syncs may not grow: they can be counted on a shared machine, where times mean little.
 
 The bounds are what was counted when they were last set, plus two per cent; lower them when work is saved.
 """

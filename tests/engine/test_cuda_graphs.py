@@ -1,4 +1,4 @@
-"""Graphed training is the training as written: on a CPU by a tape in place of the GPU's graphs, on a GPU by the graphs.
+"""Graphed training equals eager training: on a CPU with a tape in place of CUDA graphs, on a GPU with the graphs.
 
 A tape holds what a CUDA graph holds: operators on fixed tensors. What the host would still have to do in a step (a
 number that changes, an input left where it was, a value copied to the device) is missing from it, too.

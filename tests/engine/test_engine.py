@@ -1,4 +1,4 @@
-"""The engine as a whole: Algorithm 1's φ-step, resuming to the bit, the seam for methods, one student's NaN."""
+"""The engine as a whole: the φ-step of Algorithm 1, exact resume, methods without engine changes, one student's NaN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher's preflight on a really trained teacher: passed as it is, refused with a cause when misread."""
+"""The preflight accepts a trained teacher as it is, and refuses it with a cause if its input is wrong."""
 
 from __future__ import annotations
 

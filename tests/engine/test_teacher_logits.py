@@ -1,4 +1,4 @@
-"""Stored views: the teacher sees each once, and what it said is what it would have said."""
+"""Cached teacher logits: the teacher runs once for each view, and the cached logits are its own."""
 
 from __future__ import annotations
 

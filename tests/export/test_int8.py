@@ -1,4 +1,4 @@
-"""int8: what is in the file, how it is judged, how it becomes a choice, how it is refused."""
+"""int8: the file's content, its check, how select chooses it, how it is refused."""
 
 from __future__ import annotations
 

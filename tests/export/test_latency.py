@@ -1,4 +1,4 @@
-"""Latencies: measured in onnxruntime, kept by hardware, read back by select without onnxruntime."""
+"""Latencies: measured in onnxruntime, stored by hardware, read by select without onnxruntime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported students in onnxruntime, and the gate that lets no other function through."""
+"""Exported students in onnxruntime; the export check rejects a file that computes another function."""
 
 from __future__ import annotations
 

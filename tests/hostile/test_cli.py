@@ -1,4 +1,4 @@
-"""Hostile files through the command line: one line on stderr, the right code, nothing left; and bombs, measured."""
+"""Hostile files through the command line: one line on stderr, the right exit code, nothing left; bombs, measured."""
 
 from __future__ import annotations
 

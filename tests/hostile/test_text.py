@@ -1,4 +1,4 @@
-"""Hostile words: recipes, settings, quantities, student lists, manifests."""
+"""Hostile text: recipes, settings, quantities, student lists, manifests."""
 
 from __future__ import annotations
 

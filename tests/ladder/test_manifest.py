@@ -1,3 +1,5 @@
+"""ladder.json: what is saved is loaded, what is wrong is refused in one line; choosing a student by its budget."""
+
 from __future__ import annotations
 
 import contextlib

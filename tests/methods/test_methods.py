@@ -1,4 +1,4 @@
-"""What each method weighs, follows and runs; MC-Distil's start against KD."""
+"""Each method's loss weights, targets and stages; MC-Distil's start against KD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C-NET: its start, its normalisation, and what each control takes away from it."""
+"""C-NET: its start, its normalisation, and what each control removes."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""MACs, parameters and bytes: against torch's own counter, the published numbers and Table 3; `mcd profile`."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""The zoo against the published counts, counted by hooks on convolutions and linear layers."""
+"""The zoo against the published MACs and parameters, counted by hooks on convolutions and linear layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teacher files as the well-known repositories write them, renamed here by hand, against the network they came from."""
+"""Teacher files in the formats of well-known repositories, against the network that wrote them."""
 
 from __future__ import annotations
 

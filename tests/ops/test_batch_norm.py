@@ -1,4 +1,4 @@
-"""BatchNorm on a CPU: pixels side by side give torch's own numbers."""
+"""The BatchNorm for narrow layers on a CPU gives torch's own numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strided 1×1 convolutions computed in two steps: torch's own numbers, and never torch's kernel."""
+"""Strided 1×1 convolutions in two steps: torch's own numbers, without torch's strided kernel."""
 
 from __future__ import annotations
 

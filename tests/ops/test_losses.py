@@ -1,4 +1,4 @@
-"""Eq. 1, 4 and 5 per instance, held against numpy and torch's own KL in float64."""
+"""Eq. 1, 4 and 5 for each image, against numpy and torch's own KL in float64."""
 
 from __future__ import annotations
 

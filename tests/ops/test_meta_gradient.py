@@ -1,4 +1,4 @@
-"""The meta-gradient, held against double backward and against a case done by hand."""
+"""The meta-gradient against double backward, and against a case calculated by hand."""
 
 from __future__ import annotations
 

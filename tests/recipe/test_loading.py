@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones load, overrides have an order, mistakes name the nearest key, TOML goes round."""
+"""Recipes: the shipped ones load, overrides have an order, mistakes name the nearest key, TOML round trips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contenders: methods and overlays by name, laid over one base."""
+"""Contenders of a comparison: methods and overlays by name, applied to one base recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped recipes: every block of the paper's tables, the short ones' budgets, and the overlays of a comparison."""
+"""The shipped recipes: each block of the paper's tables, the budgets of the short ones, the overlays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What C-NET learned: averages of the weights used in training, against a record of every step, and their picture."""
+"""What C-NET learned: averages of the weights used in training, against a record of every step, and their plot."""
 
 from __future__ import annotations
 

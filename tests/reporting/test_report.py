@@ -1,4 +1,4 @@
-"""The pictures, the page and the model card of a run."""
+"""The plots, the page and the model card of a run."""
 
 from __future__ import annotations
 

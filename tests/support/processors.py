@@ -17,10 +17,11 @@ STEPS = TESTS / "system" / "test_steps.py"
 
 def steps_under(onednn: str, torch: str | None) -> None:
     """Run them below these limits: ONEDNN_MAX_CPU_ISA and, unless None, ATEN_CPU_CAPABILITY."""
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": onednn, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"ONEDNN_MAX_CPU_ISA": onednn, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     if torch is not None:
         environment["ATEN_CPU_CAPABILITY"] = torch
-    command = [sys.executable, "-m", "pytest", str(STEPS), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", str(STEPS), "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

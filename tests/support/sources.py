@@ -1,4 +1,4 @@
-"""Where each module of the package is."""
+"""The modules of the package and their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents say what is: commands parse and run, python blocks run, links resolve, tables are current."""
+"""The documents are true: commands parse and run, Python blocks run, links resolve, tables are current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other systems: what Windows, macOS and odd file systems lack is hidden, and the promises are the same.
+"""Other systems: with all that Windows, macOS and odd file systems lack hidden, the promises hold.
 
 `elsewhere` is this system with no fcntl, no resource, no fork and no other call that POSIX alone has; a folder
 cannot be opened, and what is printed to a pipe is cp1252, as on Windows.

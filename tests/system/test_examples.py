@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as they are written, on a small run."""
+"""The scripts in examples/ run as written, on a small run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods held against each other: what is equal by definition is equal to the last bit in a whole run."""
+"""Methods that are equal by definition give the same bits over a whole run."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import TESTS
 from support.sources import MODULES
 
 # From the roof to the ground. A room imports itself and the rooms below it; those on one row do not know each other.
@@ -99,6 +100,36 @@ def test_every_room_says_what_is_in_it() -> None:
 def test_names_say_what_is_inside() -> None:
     for module in MODULES:
         assert not {"utils", "util", "helpers", "manager", "common", "misc"} & set(module.replace(".", "_").split("_"))
+
+
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+HELPERS = {f"support.{path.stem}" for path in (TESTS / "support").glob("*.py")} | {"support"}
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_imports_from_another(path: Path) -> None:
+    """What two of them use is in tests/support."""
+    others = {other.stem for other in TEST_FILES} | {"conftest", "tests"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            assert not others & set(name.split(".")), f"line {node.lineno} imports {name}"
+            assert name.partition(".")[0] != "support" or name in HELPERS, f"line {node.lineno}: no {name}"
+
+
+def test_every_room_has_tests() -> None:
+    """A folder of its name; and each folder of tests is a room, or one of those that tests/README.md explains."""
+    rooms = {room(name) for name, path in MODULES.items() if path.name == "__init__.py"}
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == rooms | {"hostile", "support", "system"}
+    for name in folders:
+        assert f"`{name}/`" in (TESTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_starts_quickly_never_loads_torch() -> None:

@@ -1,4 +1,4 @@
-"""Several processes: the same training as one process that runs the same shards, written out here."""
+"""Training in several processes equals one process that runs the same shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is lost: a run killed at any point and resumed ends with the same bytes; what else can go wrong is told."""
+"""A run that is killed anywhere and resumed ends with the same bytes; other faults give one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of tests ends and names the culprit, whatever a test does: the project's own settings, on planted tests."""
+"""A test run ends and names the test that crashed or hung: the project's own settings, on planted tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of things known by name: torch-free tables, name -> "module:attribute"."""
+"""Lookup tables from a name to "module:attribute", imported on demand and free of torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mcd_cli.errors import unknown
 
 
 class Table(Mapping[str, str]):
-    """One family (methods, architectures, data sets). Reading it imports nothing; `load` imports one row."""
+    """The methods, architectures or data sets by name. Reading the table imports nothing; `load` imports one row."""
 
     def __init__(self, kind: str, rows: Mapping[str, str]) -> None:
         self.kind = kind
@@ -26,12 +26,12 @@ class Table(Mapping[str, str]):
         return len(self._rows)
 
     def check(self, name: str) -> str:
-        """The name itself; raises UserError with the nearest names when it is not in the table."""
+        """The name, if the table has it; otherwise raises UserError with the nearest names."""
         if name not in self._rows:
             raise unknown(self.kind, name, self._rows)
         return name
 
     def load(self, name: str) -> Any:
-        """The attribute that the row points to."""
+        """Import and return the attribute that the row names. Raises UserError for an unknown name."""
         module, attribute = self._rows[self.check(name)].split(":")
         return getattr(import_module(module), attribute)

@@ -95,7 +95,7 @@ def image_folder(root: Path, classes: str, num_images: int) -> None:
         ("--teacher none.pt", "none.pt cannot be read: No such file"),
         ("--teacher ./", "cannot be read"),
         ("--teacher-norm imagent", "did you mean imagenet?"),
-        ("--teacher-norm 1,2,3/0,1,1", "is not mean/std"),
+        ("--teacher-norm 1,2,3/0,1,1", "is not a mean and std"),
         ("--teacher-norm half", "norm is for a teacher's file"),
         ("--epochs 0", "greater than or equal to 1, got 0"),
         ("--epochs 1.5", "'--epochs'"),

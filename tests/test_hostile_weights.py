@@ -319,7 +319,7 @@ def refused(path: Path, match: str, **asked: Any) -> None:
 
 def test_a_teacher_is_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.pt")
-    refused(tmp_path / "t.pt", "no regular file")
+    refused(tmp_path / "t.pt", "not a regular file")
 
 
 def test_a_dictionary_that_holds_itself_and_shares_without_end(tmp_path: Path) -> None:

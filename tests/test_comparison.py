@@ -399,7 +399,7 @@ def test_a_dry_run_leaves_nothing(
         ("--resume nowhere", "nowhere is no comparison"),
         ("--resume nowhere --methods kd", "--resume goes on with the plan in its folder"),
         ("--paper --methods kd", "--paper: no block of the paper's tables"),
-        ("--overlay none.toml", "no recipe file none.toml"),
+        ("--overlay none.toml", "recipe file none.toml does not exist"),
         ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu or cuda"),
     ],
 )

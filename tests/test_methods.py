@@ -261,5 +261,5 @@ def test_meta_distil_trains_each_student_alone() -> None:
 )
 def test_a_method_refuses_anothers_option(method: str, option: dict[str, Any]) -> None:
     (key,) = option
-    with pytest.raises(UserError, match=rf"distill.{key} is an option of .*; {method} does not take it"):
+    with pytest.raises(UserError, match=rf"distill.{key} is an option of .*, not of {method}; remove it"):
         parse_recipe({"method": method, "distill": option})

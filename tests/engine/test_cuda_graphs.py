@@ -214,7 +214,7 @@ def test_one_students_nan_reaches_nobody_and_no_file(
 
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run = make_run(recipe, folder, poison)
-        with pytest.raises(RunFailed, match=f"logits of resnet10-xxxs is not finite at step {step} of stage distill"):
+        with pytest.raises(RunFailed, match=f"logits of resnet10-xxxs are not finite at step {step} of stage distill"):
             run.train()
     live = dict(run.live.students.named_parameters())
     if run.live.coordinator is not None:

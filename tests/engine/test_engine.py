@@ -260,7 +260,7 @@ def test_one_students_nan_reaches_nobody(tmp_path: Path, method: str) -> None:
 
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run = make_run(recipe, folder, poison)
-        with pytest.raises(RunFailed, match="logits of resnet10-xxxs is not finite at step 5 of stage distill"):
+        with pytest.raises(RunFailed, match="logits of resnet10-xxxs are not finite at step 5 of stage distill"):
             run.train()
     for name, p in run.live.students.named_parameters():
         assert torch.isfinite(p).all() or "xxxs" in name

@@ -181,6 +181,6 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     for process in processes(tmp_path, "broken"):
         said.append(process.communicate(timeout=120)[1])
         assert process.returncode == 1
-    assert "another process of this run has ended" in said[0]
-    assert "logits of resnet10-xxs is not finite at step 0" in said[1]
+    assert "another process of this run has failed" in said[0]
+    assert "logits of resnet10-xxs are not finite at step 0" in said[1]
     assert time.monotonic() - start < 60

@@ -32,7 +32,7 @@ class Meters:
     def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
         """Add a step.
 
-        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]; p: C-NET's outputs [n, k, c], or None. All are for
+        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]; p: C-NET's outputs [n, k, c], or None. All for
         the whole batch, so that every process has the same sums.
         """
         self.sums["losses"] += losses.mean(dim=0)

@@ -23,6 +23,10 @@ STATE = re.compile(r"state-(\d{9})-([0-9a-f]{64})\.safetensors")
 KEPT = 2  # the newest, and the one before it
 
 
+StateParts = dict[str, Mapping[str, Tensor]]
+"""Tensors by the part of a trainer that they belong to, and their name in it."""
+
+
 @dataclass(frozen=True)
 class State:
     """tensors by dotted name; position: plain JSON (which stage, which step, …)."""
@@ -125,6 +129,24 @@ def put(target: Tensor, value: Tensor) -> None:
     """Copy a saved value into a live tensor, keeping the live one's memory layout."""
     with torch.no_grad():
         target.copy_(value.to(target.dtype))  # sums of another device may be float64
+
+
+def put_all(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for key, target in live.items():
+        put(target, saved[key])
+
+
+def join_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """All parts in one, by `part:name`."""
+    return {f"{part}:{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def split_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition(":")
+        parts.setdefault(part, {})[name] = value
+    return parts
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

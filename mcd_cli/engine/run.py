@@ -286,7 +286,7 @@ class Run:
             loader,
             self.hardware,
             self._teacher_logits(plan, loader, rehearsal),
-            self._graph_backend(),
+            self.graph_backend(),
             lambda line: None if rehearsal else self.emit(WarningMessage(line)),
         )
 
@@ -299,7 +299,7 @@ class Run:
             replacements |= batch_norm.synced(self.processes)
         return Overrides(replacements) if replacements else None
 
-    def _graph_backend(self) -> GraphBackend | None:
+    def graph_backend(self) -> GraphBackend | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
         return CudaGraphBackend(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 

@@ -41,13 +41,18 @@ class TeacherLogits:
         self.shape = (len(loader.dataset.images), loader.dataset.num_classes)
         self.key = _key(teacher, loader, hardware)
         self.checked: set[Path] = set()
+        self.held: tuple[int, Tensor] | None = None  # the epoch asked for last
 
     def __call__(self, epoch: int) -> Tensor:
         """The teacher's logits in that epoch, float16 [N, C] by sample id, memory-mapped (copied to a GPU).
 
         Rows of images that are not trained on are zero. Raises RunFailed when the disk is full.
         """
-        view = epoch % self.num_views
+        if self.held is None or self.held[0] != epoch:
+            self.held = epoch, self._load(epoch % self.num_views)
+        return self.held[1]
+
+    def _load(self, view: int) -> Tensor:
         path = cache_folder("views") / f"{self.key}-{view}.npy"
         if path not in self.checked:
             with lock(path.with_suffix(".lock")):
@@ -83,7 +88,7 @@ class TeacherLogits:
 class NoTeacherLogits(TeacherLogits):
     """Of a rehearsal: nothing is computed, nothing is read."""
 
-    def __call__(self, epoch: int) -> Tensor:
+    def _load(self, view: int) -> Tensor:
         return torch.zeros((), dtype=torch.float16, device=self.hardware.device).expand(self.shape)
 
 

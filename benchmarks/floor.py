@@ -191,7 +191,7 @@ class Peers:
             time.sleep(WAIT)
             found[f"ours_beside_{name}"] = timed(ours, partial(whole, ours))
             found[name] = timed(ours, peer.step)
-        if "double_backward" in self.names and self.trainer.plan.method.learned:
+        if "double_backward" in self.names and self.trainer.plan.learned:
             found["double_backward"] = timed(self.trainer, lambda: double_backward(self.trainer, batch))
         return found
 
@@ -306,7 +306,7 @@ def main() -> None:
         "packages": packages,
         "recipe": asked.recipe,
         "method": asked.method,
-        "coordinator": asked.coordinator if trainer.plan.method.learned else None,
+        "coordinator": asked.coordinator if trainer.plan.learned else None,
         "students": dict(trainer.students.archs),
         "batch": list(batch.images.shape),
         "parts_ms": table(rows, 1e3),

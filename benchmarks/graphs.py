@@ -123,7 +123,7 @@ def main() -> None:
         "hardware": machine(trainer),
         "recipe": asked.recipe,
         "method": asked.method,
-        "coordinator": asked.coordinator if trainer.plan.method.learned else None,
+        "coordinator": asked.coordinator if trainer.plan.learned else None,
         "students": dict(trainer.students.archs),
         **graphs_against_eager(asked, trainer),
     }

@@ -1,4 +1,4 @@
-"""Who weighs the losses of a step: the method, by constants, or C-NET, which learns to (Eq. 5 and 9)."""
+"""The loss weights of a step: constants from the method, or C-NET's outputs, which it learns (Eq. 5 and 9)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mcd_cli.ops import meta_gradient
 from mcd_cli.ops.losses import cross_entropy
 
 CoordinatorInputs = tuple[Tensor, ...]
-"""What C-NET looks at: the images, [n, 3, H, W], and, where it sees losses, what they cost, [n, k·c + teachers]."""
+"""C-NET's arguments: the images, [n, 3, H, W], and, if it sees losses, their `costs`, [n, k·c + teachers]."""
 
 
 class Coordination:
-    """The loss weights without a C-NET: constants from the method. Nothing looks at the images, nothing learns."""
+    """Coordination without a C-NET: the method sets constant weights, and nothing is learned."""
 
     networks: tuple[Coordinator, ...] = ()
 
@@ -40,44 +40,44 @@ class Coordination:
         return False
 
     def inputs(self, x: Tensor, losses: Tensor, batch: BatchContext) -> CoordinatorInputs:
-        """What there is to look at in a step. x: images [n, 3, H, W]; losses: [n, k, c]."""
+        """C-NET's inputs in a step. x: images [n, 3, H, W]; losses: [n, k, c]."""
         return ()
 
     def outputs(self, inputs: CoordinatorInputs, batch: BatchContext, n: int, autocast: bool) -> Tensor:
-        """What the weights are made of: here the weights themselves, broadcastable to [n, k, c].
+        """C-NET's outputs p; without a C-NET the weights themselves, broadcastable to [n, k, c].
 
-        n: images of the batch over all processes; autocast: in the run's precision instead of float32.
+        n: images of the batch over all processes; autocast: whether to compute in the run's precision or in float32.
         """
         return self.method.weights(batch)
 
     def weigh(self, p: Tensor) -> Tensor:
-        """w of this process's shard of the batch, from `outputs`."""
+        """The loss weights w of this process's shard of the batch. p: from `outputs`."""
         return p
 
     def record(self, meters: Meters, ids: Tensor, p: Tensor, w: Tensor) -> None:
-        """Note a step's outputs and weights w [n, k, c], both of the whole batch; ids: of this process's shard."""
+        """Add a step to the statistics. p, w: of the whole batch, [n, k, c]; ids: of this process's shard."""
 
     def update(self, inputs: CoordinatorInputs, directional: Tensor, c: StepSizes, n: int) -> None:
-        """φ^{t+1} by Eq. 9, from ⟨v_j, ∇ℓ_ijc⟩ of this process's shard, [n, k, c], and the step's c_j."""
+        """φ^t → φ^{t+1} by Eq. 9. directional: ⟨v_j, ∇ℓ_ijc⟩ of this process's shard, [n, k, c]; c: the step's c_j."""
 
     def settings(self) -> Mapping[str, Any]:
-        """What every line of metrics.jsonl says of C-NET."""
+        """C-NET's settings for each line of metrics.jsonl."""
         return {}
 
     def images(self) -> Mapping[str, Any]:
-        """What it made of each training image over the stage, by student: for the last line of metrics.jsonl."""
+        """C-NET's weights by training image, per student, for the stage's last line of metrics.jsonl."""
         return {}
 
     def state_dict(self) -> StateParts:
-        """Its parts of a checkpoint; a step writes to these tensors in place."""
+        """C-NET's parts of a checkpoint. A step writes to these tensors in place."""
         return {}
 
     def load_state_dict(self, parts: Mapping[str, Weights]) -> None:
-        """parts: of the whole checkpoint."""
+        """parts: all parts of the checkpoint."""
 
 
 class LearnedCoordination(Coordination):
-    """C-NET, g_φ, weighs each image's losses for each student, and learns how from L_val."""
+    """C-NET, g_φ: sets the weight of each loss of each image for each student, and learns from L_val."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class LearnedCoordination(Coordination):
         non_finite: NonFiniteGuard,
         draw: Callable[[str], torch.Generator],
     ) -> None:
-        """draw: randomness of the step at hand, by purpose."""
+        """draw: a random generator for the current step, by purpose."""
         super().__init__(plan.method)
         self.section = plan.coordinator
         self.names = students.names
@@ -114,13 +114,13 @@ class LearnedCoordination(Coordination):
         return (x, costs(losses, batch.teachers, batch.labels)) if self.coordinator.sees_losses else (x,)
 
     def outputs(self, inputs: CoordinatorInputs, batch: BatchContext, n: int, autocast: bool) -> Tensor:
-        """p of the whole batch, [n, k, c] in (0, 1)."""
+        """p for the whole batch, [n, k, c] in (0, 1)."""
         with self.hardware.autocast(autocast):
             p: Tensor = self.coordinator(*inputs)
         return self.processes.gather(p, n)
 
     def weigh(self, p: Tensor) -> Tensor:
-        """w of this process's shard, from p of the whole batch: its means, its permutation."""
+        """w for this process's shard. p: for the whole batch, whose means and permutation count."""
         permutation = None
         if self.section.control == "shuffle":
             permutation = torch.randperm(len(p), generator=self.draw("shuffle")).to(p.device)
@@ -161,7 +161,7 @@ class LearnedCoordination(Coordination):
 
 
 def new_coordinator(plan: StagePlan, students: Students, dataset: Dataset) -> Coordinator:
-    """C-NET at its start, a function of the run's seed."""
+    """C-NET with its initial weights, a function of the run's seed."""
     section = plan.coordinator
     return seeded(
         lambda: Coordinator(

@@ -1,4 +1,4 @@
-"""The optimisers of students and C-NET (torch's own, without the wrappers that import its compiler), and η."""
+"""The optimisers of students and C-NET (torch's own, without the wrappers that import its compiler); η."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mcd_cli.ops import meta_gradient
 from mcd_cli.recipe.schema import CoordinatorSection
 
 StepSizes = Sequence[float | Tensor]
-"""c_j of one step (ops/meta_gradient.py), one for each student."""
+"""c_j of one step for each student, see ops/meta_gradient.py."""
 
 
 def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
@@ -47,7 +47,7 @@ def coordinator_optimizer(coordinator: nn.Module, section: CoordinatorSection, c
 class LearningRate:
     """η of the students' optimiser, a function of the step: cosine annealing per step to 0 (A.3), or constant.
 
-    device: where η is kept as a tensor, so that steps already queued, or replayed, see it change; None: a number.
+    device: keep η in a tensor there, so that graph replays read the current value; None: η is a Python float.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LearningRate:
         return self.start
 
     def set(self, step_index: int) -> None:
-        """For the step that is about to be made."""
+        """Set η for the next step."""
         eta = self.at(step_index)
         for group in self.groups:
             group["lr"] = eta if self.tensor is None else self.tensor
@@ -74,7 +74,7 @@ class LearningRate:
 
 
 def step_sizes(sgd: Optimizer) -> StepSizes:
-    """c_j of the step that SGD is about to take."""
+    """c_j of SGD's next step."""
 
     def has_buffer(group: Mapping[str, Any]) -> bool:
         return sgd.state.get(group["params"][0], {}).get("momentum_buffer") is not None
@@ -83,5 +83,5 @@ def step_sizes(sgd: Optimizer) -> StepSizes:
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
-    """Those there are."""
+    """The gradients of all parameters that have one."""
     return [p.grad for p in module.parameters() if p.grad is not None]

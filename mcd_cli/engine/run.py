@@ -33,7 +33,7 @@ from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
-from mcd_cli.models import TORCHVISION, build
+from mcd_cli.models import build, torchvision_name
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.ops import batch_norm, batch_norm_cpu, convolution
 from mcd_cli.ops.distributed import check_shards
@@ -97,7 +97,7 @@ class Run:
             processes=self.processes,
             memory=on_device,
         )
-        if METHODS.load(recipe.method).learned:
+        if METHODS[recipe.method].learned:
             check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
         if self.loader.streams:
             emit(
@@ -252,7 +252,7 @@ class Run:
         )
 
     def _students(self, plan: StagePlan, rehearsal: bool) -> Students:
-        """What the stage trains, at its start: from their warm start, where there is one."""
+        """The networks that the stage trains, with their initial weights: those of the warm start, if there was one."""
         students = Students(
             {name: self._arch(name) for name in plan.stage.students},
             self.dataset.num_classes,
@@ -269,7 +269,9 @@ class Run:
         if plan.name == TEACHER and self.recipe.teacher.pretrained and begins and not rehearsal:
             from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
 
-            filled = load_pretrained(students.networks[TEACHER], self._arch(TEACHER).removeprefix(TORCHVISION))
+            arch = torchvision_name(self._arch(TEACHER))
+            assert arch is not None  # the recipe's own rule
+            filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
         return students
 
@@ -277,7 +279,7 @@ class Run:
         return str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
 
     def _loader(self, plan: StagePlan) -> Loader:
-        """The images that the stage trains on."""
+        """The loader of the images that the stage trains on."""
         if plan.name == TEACHER and self.recipe.teacher.unseen:
             return self.loader.training_on(teachers.seen_images(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:

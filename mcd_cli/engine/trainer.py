@@ -67,7 +67,7 @@ class Trainer:
             self.optimizer, plan.sgd["lr"], plan.schedule, self.num_steps, device if ahead else None
         )
         self.coordination = Coordination(plan.method)
-        if plan.method.learned:
+        if plan.learned:
             self.coordination = LearnedCoordination(
                 plan, students, loader.dataset, hardware, self.non_finite, self.draw
             )
@@ -129,7 +129,7 @@ class Trainer:
         self._descend(batch, z_stored, autocast=True)
 
     def _meta_step(self, batch: Batch, z_stored: Tensor | None, validation: Batch) -> None:
-        """φ is differentiated through the students' step, which therefore runs in float32."""
+        """Both steps; the students' one runs in float32, because φ is differentiated through it."""
         theta = {name: p.detach().clone() for name, p in self.students.named_parameters()}
         c = step_sizes(self.optimizer)
         losses_of, inputs = self._descend(batch, z_stored, autocast=False)
@@ -145,7 +145,8 @@ class Trainer:
     ) -> tuple[Callable[[Tensor], Tensor], CoordinatorInputs]:
         """The students' step by Eq. 8; returns their losses as a function of logits, and what C-NET looked at.
 
-        z_stored: the teacher's logits of the batch, where they are stored; autocast: in the run's precision.
+        z_stored: the teacher's stored logits of the batch, if any; autocast: whether the students compute in the run's
+        precision or in float32.
         """
         x, y = batch.images, batch.labels
         with torch.no_grad(), self.hardware.autocast():
@@ -183,7 +184,7 @@ class Trainer:
         val = self.loader.dataset.val
         predicted = predictions(self.students, self.loader, val, self.evaluated)
         correct = num_correct(predicted, self.loader, val).tolist()
-        summary = self.meters.summary(self.students.names, self.loss_names, self.plan.method.learned)
+        summary = self.meters.summary(self.students.names, self.loss_names, self.plan.learned)
         for name, right in zip(self.students.names, correct, strict=True):
             summary[name]["val_accuracy"] = right / len(val)
             if right > self.best.get(name, -1) or self.plan.on_val:
@@ -282,7 +283,7 @@ class Trainer:
         torch.manual_seed(seed_of("dropout", self.plan.seed, self.plan.name, self.step_index, self.processes.rank))
 
     def draw(self, purpose: str) -> torch.Generator:
-        """Randomness of the step at hand, by purpose."""
+        """A random generator for the current step, by purpose."""
         self.graphs.host_is_asked()
         return generator("step", self.plan.seed, self.plan.name, purpose, self.step_index)
 

@@ -59,7 +59,7 @@ class Checkpointer:
         if self.processes.any(bool(stop)):
             self.save(trainer)
             self.processes.any(True)  # nobody leaves before the state stands
-            command = "" if self.folder is None else f"; go on with: {self.folder.resume_command}"
+            command = "" if self.folder is None else f"; resume with: {self.folder.resume_command}"
             raise Interrupted(f"interrupted{command}")
         steps, seconds = self.every.steps, self.every.seconds
         by_steps = steps is not None and trainer.step_index % steps == 0

@@ -79,7 +79,7 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
         "torn.png": "cannot read image 'torn.png'",
         "none.png": "cannot read image 'none.png': No such file",
         "none*.png": "no file matches 'none\\*.png'",
-        "empty": "holds no images",
+        "empty": "contains no images",
     }.items():
         with pytest.raises(UserError, match=why):
             predict(["a.png", image], deployed, student=NAME)

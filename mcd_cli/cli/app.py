@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from mcd_cli import __version__
+import mcd_cli
 from mcd_cli.cli import options as opt
+from mcd_cli.cli.flags import expand
 from mcd_cli.cli.startup import exit_now
 from mcd_cli.errors import Interrupted, McdError, UserError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"mcd {__version__}")
+        print(f"mcd {mcd_cli.__version__}")
         raise typer.Exit
 
 
@@ -40,7 +41,7 @@ def mcd(
 
 
 @app.command()
-@opt.expand
+@expand
 def distill(options: opt.DistillOptions) -> None:
     """Train a ladder of students from one teacher.
 
@@ -52,7 +53,7 @@ def distill(options: opt.DistillOptions) -> None:
 
 
 @app.command()
-@opt.expand
+@expand
 def compare(options: opt.CompareOptions) -> None:
     """Compare methods over several seeds under one protocol.
 
@@ -100,7 +101,7 @@ def profile(
 
 
 @app.command()
-@opt.expand
+@expand
 def select(
     budget: opt.BudgetOptions,
     run: opt.Run = None,
@@ -152,7 +153,7 @@ def export(
 
 
 @app.command()
-@opt.expand
+@expand
 def predict(
     images: opt.Images,
     budget: opt.BudgetOptions,

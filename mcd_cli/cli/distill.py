@@ -21,7 +21,7 @@ from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run, RunOptions
 
-FEW_STEPS = 150  # of a run so short that an estimate would take a tenth of its time or more
+FEW_STEPS = 150  # of a short run, which an estimate would make a tenth longer or more
 
 
 def distill(options: DistillOptions) -> None:
@@ -33,9 +33,8 @@ def distill(options: DistillOptions) -> None:
     writes = os.environ.get("RANK", "0") == "0"
     if options.resume is None:
         recipe = resolve(options)
-        folder = (
-            RunFolder.create(options.out, recipe) if writes else None
-        )  # the recipe is written before torch is imported
+        # this writes the recipe, before torch is imported
+        folder = RunFolder.create(options.out, recipe) if writes else None
     elif writes:
         folder, recipe = RunFolder.open(options.resume)
     else:

@@ -1,16 +1,13 @@
 """Every command-line option, once: its flag, its type and its help text. Nothing heavy is imported here.
 
-An option of a single command, or of several, is an alias: `run: Run = None`. Options that belong together are the
-fields of a class, which `expand` turns into flags.
+A single option is an alias, used as `run: Run = None`. Options that belong together are the fields of a dataclass,
+which `flags.expand` turns into flags.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, cast, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
 
 from typer import Argument, Option
 
@@ -245,36 +242,6 @@ class CompareOptions(TrainingOptions):
         list[str] | None,
         Option(metavar="DIR", help="Also plot the gains of the comparison in this folder; repeatable."),
     ] = None
-
-
-def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each field of its options classes: what typer reads its flags from."""
-    groups: dict[str, type] = {}
-    flags: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if is_dataclass(parameter.annotation):
-            groups[parameter.name] = cast(type, parameter.annotation)
-            flags += _flags(groups[parameter.name])
-        else:
-            flags.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-
-    @functools.wraps(command)
-    def expanded(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{flag.name: values.pop(flag.name) for flag in _flags(group)})
-        command(**values)
-
-    expanded.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
-    return expanded
-
-
-def _flags(group: type) -> Iterator[inspect.Parameter]:
-    """A parameter for each field; those of the class itself before those of its base."""
-    hints, own = get_type_hints(group, include_extras=True), inspect.get_annotations(group)
-    for field in sorted(fields(group), key=lambda field: field.name not in own):
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
 
 
 def _given(changes: dict[str, Any]) -> dict[str, Any]:

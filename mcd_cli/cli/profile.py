@@ -274,5 +274,5 @@ def _print_latencies(console: Console, timings: dict[str, list[Timing]], how: Co
             drawn.add_row(shown, str(t.batch), *times, rate)
     console.print(drawn)
     talk().print(
-        f"latency per call of onnxruntime on the CPU, over {how.runs} timed calls after {how.warmup} for warm-up"
+        f"latency per call of onnxruntime on the CPU, {how.warmup} warm-up and {how.runs} timed calls each"
     )

@@ -384,7 +384,7 @@ def test_a_dry_run_leaves_nothing(
     assert plan["estimate_seconds"] > 0
     assert (plan["recipe"]["label_noise"], plan["recipe"]["epochs"]) == (0.2, 2)
     assert [one["updates"] for one in plan["contenders"]] == [0, 4]
-    assert "warning: C-NET updates: mc-distil 4; under 500" in said.err
+    assert "warning: C-NET updates: mc-distil 4; fewer than 500" in said.err
     assert sorted(path.name for path in place.iterdir()) == ["noisy.toml", "tiny.toml"]
 
 

@@ -273,6 +273,4 @@ def _print_latencies(console: Console, timings: dict[str, list[Timing]], how: Co
             rate = f"{1000 * t.batch / t.p50_ms:,.0f}{' (slower than float32)' * slower}"
             drawn.add_row(shown, str(t.batch), *times, rate)
     console.print(drawn)
-    talk().print(
-        f"latency per call of onnxruntime on the CPU, {how.warmup} warm-up and {how.runs} timed calls each"
-    )
+    talk().print(f"latency per call of onnxruntime on the CPU, {how.warmup} warm-up and {how.runs} timed calls each")

@@ -15,6 +15,7 @@ from mcd_cli.cli import options as opt
 from mcd_cli.cli.flags import expand
 from mcd_cli.cli.startup import exit_now
 from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.methods import help_text
 
 app = typer.Typer(
     name="mcd",
@@ -40,7 +41,7 @@ def mcd(
     """Distil one trained image classifier into a ladder of small students that help each other."""
 
 
-@app.command()
+@app.command(epilog=f"\b\n{help_text()}")
 @expand
 def distill(options: opt.DistillOptions) -> None:
     """Train a ladder of students from one teacher.

@@ -21,9 +21,9 @@ from mcd_cli.cli.distill import (
 from mcd_cli.cli.options import SEEDS, CompareOptions
 from mcd_cli.errors import Interrupted, McdError, UserError
 from mcd_cli.ladder.folder import LADDER_PLOT, LOG, MANIFEST, make_folder, next_folder
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import papers_methods
 from mcd_cli.quantities import show_time
-from mcd_cli.recipe.overlays import PAPERS_METHODS, Contender, find_contenders
+from mcd_cli.recipe.overlays import Contender, find_contenders
 
 if TYPE_CHECKING:
     from mcd_cli.cli.progress import View
@@ -76,8 +76,8 @@ def resolve_plan(options: CompareOptions) -> Plan:
     for name in options.overlays or []:
         overlay |= dict(_overlay_named(name).changes)
     base = resolve(options, overlay)
-    names = ",".join(name for name in PAPERS_METHODS if name in METHODS) if options.methods is None else options.methods
-    contenders = [contender for name in names.split(",") for contender in find_contenders(name.strip())]
+    names = papers_methods() if options.methods is None else options.methods.split(",")
+    contenders = [contender for name in names for contender in find_contenders(name.strip())]
     for contender in contenders:
         contender.recipe(base, base.seed)  # raises now if anything is wrong with it
     return Plan(base, tuple(contenders), parse_seeds(options.seeds or SEEDS))

@@ -207,7 +207,9 @@ class TrainingOptions:
 class DistillOptions(TrainingOptions):
     """The options of `mcd distill`."""
 
-    method: Annotated[str | None, Option(metavar="NAME", help=f"Method: {', '.join(METHODS)}.")] = None
+    method: Annotated[
+        str | None, Option(metavar="NAME", help="One of the methods below.", autocompletion=METHODS.complete)
+    ] = None
     seed: Annotated[int | None, Option(metavar="N", help="Seed of the initial weights, batches and augmentation.")] = (
         None
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path
-from mcd_cli.registry import Table
+from mcd_cli.registry import Row, Table
 
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 DATASETS = Table(
     "data set",
     {
-        "digits": "mcd_cli.data.digits:read",
-        "cifar10": "mcd_cli.data.cifar:read_cifar10",
-        "cifar100": "mcd_cli.data.cifar:read_cifar100",
-        "tinyimagenet": "mcd_cli.data.tiny_imagenet:read",
+        "digits": Row("mcd_cli.data.digits:read"),
+        "cifar10": Row("mcd_cli.data.cifar:read_cifar10"),
+        "cifar100": Row("mcd_cli.data.cifar:read_cifar100"),
+        "tinyimagenet": Row("mcd_cli.data.tiny_imagenet:read"),
     },
 )
 

@@ -16,11 +16,12 @@ from mcd_cli.data import folder, images
 from mcd_cli.data.archive import unpacked
 from mcd_cli.data.cache import Chunk, cached
 from mcd_cli.data.cifar_pickle import load_pickle
-from mcd_cli.data.dataset import RGB, Decoded, Request
+from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.download import Download, downloads, fetch
 from mcd_cli.data.listing import stamp
 from mcd_cli.data.splits import Part
 from mcd_cli.errors import UserError
+from mcd_cli.norms import NORMS, RGB
 
 PIXELS = 3 * 32 * 32  # bytes of one image: the red plane, the green, the blue, each row by row
 
@@ -174,7 +175,7 @@ CIFAR10 = Cifar(
     label_bytes=1,
     label_key=b"labels",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    norm=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    norm=NORMS["cifar10"],
 )
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -202,5 +203,5 @@ CIFAR100 = Cifar(
     label_bytes=2,  # coarse, fine
     label_key=b"fine_labels",
     classes=tuple(CIFAR100_CLASSES.split()),
-    norm=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    norm=NORMS["cifar100"],
 )

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mcd_cli.data import splits
+from mcd_cli.norms import RGB
 
 if TYPE_CHECKING:
     import torch
 
-RGB = tuple[float, float, float]
 BLOCK_BYTES = 2**24  # of images measured at a time
 
 

@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.models import LOSSES, SCALAR, build
+from mcd_cli.models import COORDINATORS, build
 from mcd_cli.models.students import promote_to_float32
 
 
 class ScalarCoordinator(nn.Module):
     """Control (g): k·c learned numbers and no network; every image gets the same ones."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_seen: int, num_outputs: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(num_outputs))
 
@@ -64,8 +64,7 @@ class Coordinator(nn.Module):
     `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
     permutes the weights over the batch.
     `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    `overrides` as in Students. arch: a network of the zoo, which sees the images; LOSSES: LossCoordinator; SCALAR:
-    ScalarCoordinator.
+    `overrides` as in Students. arch: a network of the zoo, which sees the images, or a name in COORDINATORS.
     """
 
     mean: Tensor
@@ -91,18 +90,16 @@ class Coordinator(nn.Module):
         self.overrides = overrides or nullcontext()
         num_outputs = num_losses * (num_students if shared else 1)
         network: nn.Module
-        if arch == SCALAR:
-            network = ScalarCoordinator(num_outputs)
-        elif arch == LOSSES:
-            network = LossCoordinator(num_students * num_losses + num_teachers, num_outputs)
+        if arch in COORDINATORS:
+            network = COORDINATORS.load(arch)(num_students * num_losses + num_teachers, num_outputs)
         else:
             network = build(arch, num_outputs)
-        if arch != SCALAR and control != "frozen":
-            head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        if control != "frozen":
+            for head in [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]:  # learned numbers have none
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
         self.network = network if shared else PerStudent(network, num_students)
-        self.sees_losses = arch == LOSSES
+        self.sees_losses = isinstance(network, LossCoordinator)
         self.shape = (num_students, num_losses)
         self.scale = scale
         self.normalise = normalise
@@ -116,7 +113,7 @@ class Coordinator(nn.Module):
         """C-NET's outputs p = sigmoid(head), [n, k, c] in (0, 1).
 
         x: images [n, 3, H, W] in [0, 1]; losses: the step's [n, k·c] and the teachers' own against the label, [n,
-        teachers], side by side, detached (only LOSSES needs them).
+        teachers], side by side, detached (only LossCoordinator needs them).
         """
         with self.overrides:
             head = self.network(losses if self.sees_losses else (x - self.mean) / self.std)

@@ -1,4 +1,4 @@
 """The tensor arithmetic: losses, the meta-gradient (Eq. 9), BatchNorm variants, sums over processes.
 
-Each is exact and tested against an independent route (tests/test_meta.py and its neighbours); change none without it.
+Each is exact and tested against an independent route (tests/ops/); change none without it.
 """

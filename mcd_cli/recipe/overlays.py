@@ -14,8 +14,6 @@ from mcd_cli.recipe.loading import lay_over, read_changes, recipes_folder
 from mcd_cli.recipe.schema import Recipe
 
 OVERLAYS = ("controls", "ablations")
-PAPERS_METHODS = ("ce", "kd", "takd", "dgkd", "rmc", "meta-distil", "mc-distil")
-"""The columns of Tables 1 and 2, in their order."""
 SHARED = ("dataset", "data_root", "image_size", "split_seed", "label_noise", "teacher", "seed")
 """What all contenders have in common, so that a comparison compares methods and nothing else."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

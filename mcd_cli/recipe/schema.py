@@ -12,9 +12,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mcd_cli.errors import UserError
-from mcd_cli.methods import METHODS, OPTIONS
-from mcd_cli.methods.settings import DistillSection
-from mcd_cli.models import ARCHITECTURES, LOSSES, SCALAR, TORCHVISION
+from mcd_cli.methods import METHODS, takers
+from mcd_cli.methods.settings import ACCEPTED_BY_ALL, DistillSection
+from mcd_cli.models import ARCHITECTURES, COORDINATORS, torchvision_name
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
@@ -74,7 +74,7 @@ class TeacherSection(Section):
             raise ValueError("norm is for a teacher's file; one trained here takes the data set's own")
         if self.file is not None and self.unseen:
             raise ValueError("unseen is for a teacher that is trained here: a file has seen what it has seen")
-        if self.pretrained and (self.file is not None or not str(self.arch).startswith(TORCHVISION)):
+        if self.pretrained and (self.file is not None or torchvision_name(str(self.arch)) is None):
             raise ValueError("pretrained is for a torchvision architecture that is trained here: torchvision:NAME")
         return self
 
@@ -161,7 +161,7 @@ class CoordinatorSection(Section):
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str) -> str:
-        return arch if arch in (SCALAR, LOSSES) else ARCHITECTURES.check(arch)
+        return arch if arch in COORDINATORS else ARCHITECTURES.check(arch)
 
     @model_validator(mode="after")
     def _total_needs_normalise(self) -> CoordinatorSection:
@@ -252,13 +252,19 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _method_can_train_them(self) -> Recipe:
+        spec = METHODS[self.method]
+        if spec.needs_two and len(self.students) == 1:
+            raise UserError(f"{self.method} needs two students or more: {spec.needs_two}; use --method {spec.alone}")
+        return self
+
+    @model_validator(mode="after")
     def _options_are_the_methods(self) -> Recipe:
-        for key, methods in OPTIONS.items():
-            given = getattr(self.distill, key) != DistillSection.model_fields[key].default
-            if given and self.method not in methods:
-                raise UserError(
-                    f"recipe key distill.{key} is an option of {' and '.join(methods)}; {self.method} does not take it"
-                )
+        default = DistillSection().model_dump()
+        for key, value in self.distill.model_dump().items():
+            if value != default[key] and key not in (*ACCEPTED_BY_ALL, *METHODS[self.method].settings):
+                owners = " and ".join(takers(key))
+                raise UserError(f"recipe key distill.{key} is an option of {owners}; {self.method} does not take it")
         return self
 
     @property

@@ -119,11 +119,10 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
     found["students_backward"] = timed(trainer, lambda: held[0].backward())  # type: ignore[no-untyped-call]
     found["optimizer"] = timed(trainer, trainer.optimizer.step)
     found["whole_step"] = step(trainer, batch)
-    if trainer.coordinator is not None:
-        coordinator = trainer.coordinator
+    for coordinator in trainer.coordination.networks:
         seen = torch.rand(len(x), len(trainer.students.names) * len(trainer.loss_names) + 1, device=x.device)
         with torch.no_grad(), trainer.hardware.autocast():
-            found["coordinator_forward"] = timed(trainer, lambda: coordinator(x, seen))
+            found["coordinator_forward"] = timed(trainer, partial(coordinator, x, seen))
         found["whole_meta_step"] = step(trainer, batch, meta=True)
     val = trainer.loader.dataset.val
     found["evaluation_of_a_batch"] = timed(trainer, lambda: predictions(trainer.students, trainer.loader, val))
@@ -134,8 +133,7 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
 
 def coordinator_that_looks(trainer: Trainer) -> list[Coordinator]:
     """C-NET, where there is one and it sees images; one that sees losses alone costs next to nothing."""
-    coordinator = trainer.coordinator
-    return [] if coordinator is None or coordinator.sees_losses else [coordinator]
+    return [coordinator for coordinator in trainer.coordination.networks if not coordinator.sees_losses]
 
 
 def convolutions(trainer: Trainer, batch: Batch) -> list[Callable[[], object]]:
@@ -193,7 +191,7 @@ class Peers:
             time.sleep(WAIT)
             found[f"ours_beside_{name}"] = timed(ours, partial(whole, ours))
             found[name] = timed(ours, peer.step)
-        if "double_backward" in self.names and self.trainer.coordinator is not None:
+        if "double_backward" in self.names and self.trainer.plan.learned:
             found["double_backward"] = timed(self.trainer, lambda: double_backward(self.trainer, batch))
         return found
 
@@ -308,7 +306,7 @@ def main() -> None:
         "packages": packages,
         "recipe": asked.recipe,
         "method": asked.method,
-        "coordinator": asked.coordinator if trainer.coordinator is not None else None,
+        "coordinator": asked.coordinator if trainer.plan.learned else None,
         "students": dict(trainer.students.archs),
         "batch": list(batch.images.shape),
         "parts_ms": table(rows, 1e3),

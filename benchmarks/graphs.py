@@ -78,7 +78,7 @@ def warm_up(trainer: Trainer, batch: Batch) -> None:
 def epoch(trainer: Trainer) -> None:
     """One as the run has it, its checkpoint apart."""
     trainer.step_index = trainer.epochs_done = 0
-    for _ in trainer._steps():
+    for _ in trainer.steps():
         pass
     trainer.end_epoch()
 
@@ -123,7 +123,7 @@ def main() -> None:
         "hardware": machine(trainer),
         "recipe": asked.recipe,
         "method": asked.method,
-        "coordinator": asked.coordinator if trainer.coordinator is not None else None,
+        "coordinator": asked.coordinator if trainer.plan.learned else None,
         "students": dict(trainer.students.archs),
         **graphs_against_eager(asked, trainer),
     }

@@ -31,6 +31,7 @@ from peers import TAU, PlainWay
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.hardware import prepare
+from mcd_cli.engine.optimizers import step_sizes
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
@@ -112,6 +113,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
     batch = next(batches_of(trainer))
     x, y = batch.images, batch.labels
     z_teacher = trainer.teachers["teacher"](x).detach()
+    (cnet,) = trainer.coordination.networks
 
     def students_step() -> None:
         losses = instance_losses(trainer.students(x), y, z_teacher[:, None, None], TAU)
@@ -120,18 +122,19 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         trainer.optimizer.step()
 
     def forward() -> None:
-        assert trainer.coordinator is not None
         with torch.no_grad():
-            trainer.coordinator(x)
+            cnet(x)
 
     def meta_step() -> None:
         targets = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
-        c = [meta_gradient.step_size(group, True) for group in trainer.optimizer.param_groups]
+        c = step_sizes(trainer.optimizer)
         validation = trainer.loader.validation_batch(0)
-        trainer._update_coordinator(
-            batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, targets, TAU), c
+        v = meta_gradient.validation_gradient(trainer.students, validation.images, validation.labels)
+        directional = meta_gradient.directional_losses(
+            trainer.students, theta, v, x, lambda z: instance_losses(z, y, targets, TAU)
         )
+        trainer.coordination.update((x, z_teacher), directional, c, batch.size)
 
     rows = []
     for repeat in range(repeats + 1):

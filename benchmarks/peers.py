@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from mcd_cli.data.loader import Batch
-from mcd_cli.engine.trainer import Trainer, costs
+from mcd_cli.engine.coordination import costs
+from mcd_cli.engine.trainer import Trainer
 from mcd_cli.models import build
 from mcd_cli.models.students import forward_in_chunks
 from mcd_cli.ops.losses import cross_entropy, instance_losses
@@ -144,9 +145,9 @@ class TorchDistill:
 
 def double_backward(trainer: Trainer, batch: Batch) -> None:
     """The usual way to C-NET's gradient, with the real step it needs: a graph through the students' gradient."""
-    assert trainer.coordinator is not None
+    (cnet,) = trainer.coordination.networks
     students, kept = trainer.students, trainer.students.overrides
-    students.overrides = trainer.coordinator.overrides = nullcontext()  # torch's own BatchNorm can be derived twice
+    students.overrides = cnet.overrides = nullcontext()  # torch's own BatchNorm can be derived twice
     with torch.no_grad():
         z_teacher = forward_in_chunks(trainer.teachers["teacher"], batch.images)[:, None, None]
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
@@ -154,14 +155,14 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
     targets = torch.cat([z_teacher] * (len(trainer.loss_names) - 1), dim=2)
     losses = instance_losses(z, batch.labels, targets, TAU)
     seen = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
-    w = trainer.coordinator.weigh(trainer.coordinator(batch.images, seen))
+    w = cnet.weigh(cnet(batch.images, seen))
     loss = (w * losses).sum() / batch.size
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     after = {n: p - 0.05 * g for (n, p), g in zip(theta.items(), gradients, strict=True)}
     val = trainer.loader.validation_batch(0)
     l_val = cross_entropy(_pure(students, after, val.images), val.labels).mean(dim=0).sum()
-    torch.autograd.grad(l_val, list(trainer.coordinator.parameters()))
-    students.overrides = trainer.coordinator.overrides = kept
+    torch.autograd.grad(l_val, list(cnet.parameters()))
+    students.overrides = cnet.overrides = kept
 
 
 def _pure(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:

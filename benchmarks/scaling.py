@@ -59,7 +59,7 @@ def measured(point: dict[str, Any], repeats: int) -> dict[str, Any]:
     trainer = trainer_of(asked, point["method"], students=students, **{"teacher.arch": point["teacher"]})
     batch = next(batches_of(trainer))
     macs, moved = work(trainer, batch)
-    kinds = {"step": False} | ({"meta_step": True} if trainer.coordinator is not None else {})
+    kinds = {"step": False} | ({"meta_step": True} if trainer.plan.learned else {})
     found: dict[str, Any] = {"macs": macs, "bytes": moved}
     for name, meta in kinds.items():
         times = [step(trainer, batch, meta) for _ in range(2 + repeats)][2:]

@@ -1,4 +1,4 @@
-"""Families of things known by name: torch-free tables, name → row; a row points to "module:attribute"."""
+"""Tables of what has a name: torch-free rows, each of which names a "module:attribute" to import on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R", bound=Row)
 
 
 class Table(Mapping[str, R], Generic[R]):
-    """One family (methods, architectures, data sets). Reading it imports nothing; `load` imports one row's target."""
+    """The methods, architectures or data sets by name. Reading the table imports nothing; `load` imports one target."""
 
     def __init__(self, kind: str, rows: Mapping[str, R]) -> None:
         self.kind = kind
@@ -43,17 +43,17 @@ class Table(Mapping[str, R], Generic[R]):
         self._rows[name] = row
 
     def unregister(self, name: str) -> None:
-        """Take a row out again."""
+        """Remove a row."""
         del self._rows[name]
 
     def check(self, name: str) -> str:
-        """The name itself; raises UserError with the nearest names when it is not in the table."""
+        """The name, if the table has it; otherwise raises UserError with the nearest names."""
         if name not in self._rows:
             raise unknown(self.kind, name, self._rows)
         return name
 
     def load(self, name: str) -> Any:
-        """The attribute that the row points to."""
+        """Import and return the attribute that the row names. Raises UserError for an unknown name."""
         module, attribute = self._rows[self.check(name)].target.split(":")
         return getattr(import_module(module), attribute)
 

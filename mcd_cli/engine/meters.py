@@ -1,23 +1,26 @@
-"""What an epoch is summed up to: sums on the device, read once at its end."""
+"""Sums the metrics of an epoch on the device and reads them once at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mcd_cli.engine.checkpoint import put_all
+
 
 def sums_dtype(device: torch.device) -> torch.dtype:
-    """What sums over many steps are kept in: Apple's GPUs have no float64."""
+    """The dtype for sums over many steps: float64, except on Apple GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Meters:
-    """Sums over an epoch's batches per student and loss, [k, c]; a part of the state, so resuming keeps them.
+    """Sums over an epoch's batches per student and loss, [k, c]; part of the state, so that resuming keeps them.
 
-    losses: mean over images; weights: their mean, and their spread (standard deviation over the images of a
-    batch, averaged over batches); saturated: share of C-NET's outputs within 2 % of 0 or 1.
+    losses, weights: means over images; spread: standard deviation of the weights over a batch, averaged over batches;
+    saturated: share of C-NET's outputs within 2 % of 0 or 1.
     """
 
     NAMES = ("losses", "weights", "spread", "saturated", "correct")
@@ -29,18 +32,22 @@ class Meters:
         self.count = torch.zeros((), dtype=self.dtype, device=device)
 
     @torch.no_grad()
-    def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
-        """right: 1 for a right answer, [n, k]; losses and w: [n, k, c]; p: C-NET's outputs [n, k, c], if any.
+    def add(self, right: Tensor, losses: Tensor, w: Tensor) -> None:
+        """Add a step.
 
-        All of the whole batch, so that every process holds the same sums.
+        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]. All for the whole batch, so that
+        every process has the same sums.
         """
         self.sums["losses"] += losses.mean(dim=0)
         self.sums["weights"] += w.mean(dim=0)
         self.sums["correct"] += right.mean(dim=0)[:, None]
-        if p is not None:
-            self.sums["spread"] += w.std(dim=0, correction=0)
-            self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).to(self.dtype).mean(dim=0)
         self.count += 1
+
+    @torch.no_grad()
+    def add_outputs(self, p: Tensor, w: Tensor) -> None:
+        """C-NET's outputs of the whole batch, and the weights they became: both [n, k, c]."""
+        self.sums["spread"] += w.std(dim=0, correction=0)
+        self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).to(self.dtype).mean(dim=0)
 
     def reset(self) -> None:
         for tensor in self.state_dict().values():
@@ -49,8 +56,11 @@ class Meters:
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.sums, "count": self.count}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        put_all(self.state_dict(), state)
+
     def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool) -> dict[str, Any]:
-        """Per student: training accuracy, losses and weights by loss, total weight."""
+        """The epoch's means per student: training accuracy, losses and weights by loss, total weight."""
         mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
         by_student = {}
         for j, student in enumerate(students):

@@ -1,6 +1,7 @@
-"""The zoo, networks by name, and the files that weights come from. This table is torch-free; `build` is lazy.
+"""The zoo of networks by name, and the readers of weights files. The table is torch-free; `build` imports on demand.
 
-To add an architecture: a function in its family's file, and its name below; parameter names are those of old files.
+To add an architecture, write a function in its family's file and add its name below. Do not rename parameters of
+existing architectures: old weights files use them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def torchvision_name(arch: str) -> str | None:
 class Architectures(Table[Row]):
     """The zoo's own rows, and torchvision's classifiers as `torchvision:NAME` or `torchvision:NAME@small`.
 
-    The latter names are known to torchvision alone, so `check` lets them pass and `build` checks them.
+    Only torchvision knows its names, so `check` accepts all of them and `build` checks them.
     """
 
     def check(self, name: str) -> str:
@@ -70,9 +71,9 @@ COORDINATORS = Table(
 
 
 def build(arch: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network, input [n, 3, H, W], output logits [n, num_classes].
+    """A freshly initialised network: images [n, 3, H, W] → logits [n, num_classes].
 
-    Raises UserError for an unknown name, with the nearest known ones.
+    Raises UserError for an unknown name, with the nearest known names.
     """
     network: nn.Module = ARCHITECTURES.load(arch)(num_classes)
     return network

@@ -35,20 +35,20 @@ from support.runs import TINY, tiny_recipe
         ("--set dataset=[1]", "recipe key dataset"),
         ("--method kdd", "unknown method 'kdd'; did you mean kd"),
         ("--recipe digit", "unknown recipe 'digit'; did you mean digits?"),
-        ("--recipe none.toml", "no recipe file none.toml"),
+        ("--recipe none.toml", "recipe file none.toml does not exist"),
         ("--students resnet10-z", "did you mean resnet10"),
-        ("--students resnet10-s,resnet10-s", "'resnet10-s' stands twice"),
+        ("--students resnet10-s,resnet10-s", "duplicate student name 'resnet10-s'"),
         ("--students resnet10-s,", "a student is written ARCH or NAME=ARCH"),
-        ("--students Big=resnet10-s", "'Big' is no student name"),
-        ("--students teacher=resnet10-s", "the teacher's own name"),
+        ("--students Big=resnet10-s", "'Big' is not a valid student name"),
+        ("--students teacher=resnet10-s", "reserved for the teacher"),
         ("--students a=torchvision:resnet19", "unknown torchvision architecture"),
         ("--teacher resnet45", "unknown architecture 'resnet45'; did you mean resnet"),
         ("--teacher resnet18 --teacher-arch resnet34", "--teacher-arch is for a teacher's file"),
         ("--teacher none.pt", "none.pt cannot be read: No such file"),
         ("--teacher ./", "cannot be read"),
         ("--teacher-norm imagent", "did you mean imagenet?"),
-        ("--teacher-norm 1,2,3/0,1,1", "is not mean/std"),
-        ("--teacher-norm half", "norm is for a teacher's file"),
+        ("--teacher-norm 1,2,3/0,1,1", "is not a mean and std"),
+        ("--teacher-norm half", "norm applies only to a teacher file"),
         ("--epochs 0", "greater than or equal to 1, got 0"),
         ("--epochs 1.5", "'--epochs'"),
         ("--epochs 99999999999999999999", "epochs"),
@@ -108,7 +108,7 @@ def test_teacher_files(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         "empty.pt": "is empty",
         "half.safetensors": "damaged",
         "foreign.pt": "foreign.pt",
-        "seven.safetensors": "tells 7 classes apart, the data set has 10",
+        "seven.safetensors": "has 7 classes, but the data set has 10",
     }.items():
         assert message in refused(monkeypatch, capsys, place, "distill", "--teacher", name)
     line = refused(
@@ -124,7 +124,7 @@ def test_data_that_is_none(place: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     (place / "torn/b/3.png").write_bytes((place / "torn/b/3.png").read_bytes()[:60])
     (place / "empty").mkdir()
     for name, message in {
-        "single": "needs two classes or more",
+        "single": "needs at least two classes",
         "empty": "no class folders",
         "torn": "'b/3.png'",
         "torn --skip-bad-images": "a batch of 400 is larger",
@@ -209,7 +209,7 @@ def test_nan(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     args = ["--recipe", "tiny.toml", "--students", "resnet10-xxxs", "--set", "optimizer.lr=1e30", "--quiet"]
     assert mcd(monkeypatch, "distill", *args) == 1
     said = capsys.readouterr()
-    assert "resnet10-xxxs is not finite" in said.err.splitlines()[-1]
+    assert "resnet10-xxxs are not finite" in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
 
 

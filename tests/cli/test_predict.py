@@ -75,7 +75,7 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
     Path("torn.png").write_bytes(Path("a.png").read_bytes()[:60])
     Path("empty").mkdir()
     for image, why in {
-        "notes.txt": "cannot read image 'notes.txt': no image format",
+        "notes.txt": "cannot read image 'notes.txt': not in an image format",
         "torn.png": "cannot read image 'torn.png'",
         "none.png": "cannot read image 'none.png': No such file",
         "none*.png": "no file matches 'none\\*.png'",

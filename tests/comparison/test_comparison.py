@@ -383,8 +383,8 @@ def test_a_dry_run_leaves_nothing(
         ("--resume nowhere", "nowhere is no comparison"),
         ("--resume nowhere --methods kd", "--resume uses the plan in its folder"),
         ("--paper --methods kd", "--paper: the paper has no results"),
-        ("--overlay none.toml", "no recipe file none.toml"),
         ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu, cuda or mps"),
+        ("--overlay none.toml", "recipe file none.toml does not exist"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

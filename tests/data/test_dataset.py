@@ -105,7 +105,7 @@ def test_a_built_in_name_wins_and_a_path_forces_the_folder(
     ("name", "words"),
     [
         ("cifar1000", "did you mean cifar100"),
-        ("flowers", "no folder has that name"),
+        ("flowers", "no folder of that name"),
         ("./flowers", "does not exist"),
         ("", "unknown data set"),
     ],

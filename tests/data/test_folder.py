@@ -80,7 +80,7 @@ def test_what_is_no_image_is_passed_over_and_told_unless_it_is_common(load: Load
     (root / "a" / "drawing.svg").write_text("x")
     (root / "a" / "figure.eps").write_text("x")  # PIL would hand it to Ghostscript
     assert len(load(root).images) == 20
-    (line,) = [line for line in load.said if "passed over" in line]
+    (line,) = [line for line in load.said if "without an image suffix" in line]
     assert "3 files" in line
     assert "'a/drawing.svg'" in line
 
@@ -97,7 +97,7 @@ def broken_layouts() -> dict[str, tuple[Callable[[Path], object], str]]:
         "loose image": (lambda root: (classes(root, "a", "b"), picture(0).save(root / "x.png")), "'x.png'"),
         "unlabelled test": (
             lambda root: (classes(root / "train", "a", "b"), fill(root / "test", 3)),
-            "lies in no class folder",
+            "is not in a class folder",
         ),
         "new class in test": (
             lambda root: (classes(root / "train", "a", "b"), classes(root / "test", "a", "c")),

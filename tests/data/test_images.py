@@ -24,14 +24,14 @@ def bad_files(folder: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
     whole = folder / "000.png"
     return {
         "empty": (lambda path: path.write_bytes(b""), "empty"),
-        "text": (lambda path: path.write_text("no image"), "no image format"),
+        "text": (lambda path: path.write_text("no image"), "not in an image format"),
         "truncated": (lambda path: path.write_bytes(whole.read_bytes()[:-60]), "truncated"),
         "broken link": (lambda path: path.symlink_to(folder / "nothing.png"), "broken link"),
         "link to itself": (lambda path: path.symlink_to(path), "broken link"),
-        "pipe": (lambda path: os.mkfifo(path), "no regular file"),
+        "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
         "bomb": (lambda path: path.write_bytes(huge_png(40_000, 40_000)), "pixels"),
         "large": (lambda path: path.write_bytes(huge_png(10_000, 9_000)), "pixels"),  # PIL would only warn
-        "float": (lambda path: Image.new("F", (8, 8)).save(path, format="TIFF"), "no known range"),
+        "float": (lambda path: Image.new("F", (8, 8)).save(path, format="TIFF"), "range is unknown"),
     }
 
 
@@ -50,7 +50,7 @@ def test_a_bad_image_is_named_or_skipped_and_told(load: Loading, tmp_path: Path,
         data = load(root, skip_bad_images=True)
         assert Counter(data.labels.tolist()) == {0: 10, 1: 10}
         (line,) = [line for line in load.said if "skipped" in line]
-        assert "skipped 1 unreadable of 21 images: 'a/bäd\\nname.png'" in line
+        assert "skipped 1 of 21 images, which cannot be read: 'a/bäd\\nname.png'" in line
 
 
 def test_a_class_of_bad_images_alone_is_an_error_even_when_skipping(load: Loading, tmp_path: Path) -> None:

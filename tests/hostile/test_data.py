@@ -143,7 +143,7 @@ def test_links_that_multiply_end(tmp_path: Path) -> None:
         for name in ("x", "y"):
             (farm / str(i) / name).symlink_to(farm / str(i + 1))
     (root / "a" / "more").symlink_to(farm / "0")
-    with pytest.raises(UserError, match="in 100 ways") as error:
+    with pytest.raises(UserError, match="by 100 paths") as error:
         load_dataset(str(root))
     one_line(error)
 
@@ -256,7 +256,7 @@ def test_a_pickle_of_lists_in_lists(tmp_path: Path) -> None:
     for _ in range(11):
         labels = [labels] * 10
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps(BATCH | {b"labels": labels}, protocol=3))
-    with pytest.raises(UserError, match="is no batch of CIFAR-10"):
+    with pytest.raises(UserError, match="is not a batch of CIFAR-10"):
         _python(CIFAR10, tmp_path / "data_batch_1")
 
 

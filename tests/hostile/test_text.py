@@ -197,7 +197,7 @@ def test_a_manifest_is_never_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "ladder.json"
     for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         make()
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             load_ladder(tmp_path)
         path.unlink()
     with path.open("wb") as file:

@@ -297,8 +297,8 @@ def test_weights_that_are_not_the_manifests_are_refused(trained: tuple[Path, nn.
     with pytest.raises(UserError, match="sha256 differs"):
         load_ladder(run).load("xs")
     for arch, other, why in (
-        ("resnet10-s", bytes(content), "are no resnet10-s of 3 classes"),
-        ("resnet10-xxxs", b"junk", "are no resnet10-xxxs"),
+        ("resnet10-s", bytes(content), "do not fit resnet10-s with 3 classes"),
+        ("resnet10-xxxs", b"junk", "do not fit resnet10-xxxs"),
         ("resnet10-y", b"junk", "unknown architecture"),
     ):
         weights.write_bytes(other)

@@ -324,5 +324,5 @@ def test_the_papers_methods_are_the_columns_of_its_tables() -> None:
 )
 def test_a_method_refuses_anothers_option(method: str, option: dict[str, Any]) -> None:
     (key,) = option
-    with pytest.raises(UserError, match=rf"distill.{key} is an option of .*; {method} does not take it"):
+    with pytest.raises(UserError, match=rf"distill.{key} is an option of .*, not of {method}; remove it"):
         parse_recipe({"method": method, "distill": option})

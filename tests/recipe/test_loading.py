@@ -113,15 +113,15 @@ def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatc
         ({"seed": 2**63}, "seed: "),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: "),
         ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: "),
-        ({"optimizer": 3}, "optimizer: this is a table, got 3"),
-        ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs a momentum"),
+        ({"optimizer": 3}, "optimizer: this must be a table, got 3"),
+        ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs momentum"),
         ({"students": []}, "students: "),
         ({"students": [["a"]]}, "ARCH or NAME=ARCH"),
-        ({"students": ["Big=resnet10-m"]}, "'Big' is no student name"),
-        ({"students": ["teacher=resnet10-m"]}, "the teacher's own name"),
-        ({"teacher": {}}, "teacher: needs a file or an arch"),
-        ({"teacher": {"arch": "resnet18", "norm": "half"}}, "norm is for a teacher's file"),
-        ({"coordinator": {"total": 1.0}}, "total is used only with"),
+        ({"students": ["Big=resnet10-m"]}, "'Big' is not a valid student name"),
+        ({"students": ["teacher=resnet10-m"]}, "reserved for the teacher"),
+        ({"teacher": {}}, "teacher: set a file or an arch"),
+        ({"teacher": {"arch": "resnet18", "norm": "half"}}, "norm applies only to a teacher file"),
+        ({"coordinator": {"total": 1.0}}, "total applies only with"),
         ({"checkpoint": {"every": "soon"}}, "'soon' is not an interval"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_data_set_that_is_no_name(value: object) -> None:
 
 def test_students() -> None:
     assert name_students(["resnet10-s", " big = resnet10-m "]) == {"resnet10-s": "resnet10-s", "big": "resnet10-m"}
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="duplicate student name"):
         name_students(["resnet10-s", "resnet10-s"])
     for item in ("", "a=", "=a"):
         with pytest.raises(UserError, match="ARCH or NAME=ARCH"):
@@ -184,7 +184,7 @@ def test_extends(tmp_path: Path) -> None:
     [
         ({"a": 'extends = "a"'}, "extends itself"),
         ({"a": 'extends = "b"', "b": 'extends = "a"'}, "extends itself"),
-        ({"a": "extends = 3"}, "extends takes one recipe's name"),
+        ({"a": "extends = 3"}, "extends takes the name of one recipe"),
         ({"a": 'extends = "cifr100"'}, "did you mean cifar100"),
         ({"a": "epochs ="}, "cannot be read"),
         ({"a": "x = " + "[" * 3000}, "cannot be read"),

@@ -44,7 +44,7 @@ def test_every_shipped_contender_is_found_and_fits() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("label_noise = 0.2", "changes label_noise, which all methods of a comparison share.*--overlay odd"),
+        ("label_noise = 0.2", "changes label_noise, which must be the same for all contenders.*--overlay odd"),
         ("[teacher]\narch = 'resnet10'", "changes teacher"),
         ("epoch = 3", r"unknown recipe key 'epoch'; did you mean epochs"),
     ],
@@ -58,7 +58,7 @@ def test_what_a_contender_may_not_change(tmp_path: Path, content: str, message: 
 def test_names_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown method or overlay 'mc-dstil'; did you mean mc-distil"):
         find_contenders("mc-dstil")
-    with pytest.raises(UserError, match="cannot name a contender"):
+    with pytest.raises(UserError, match="cannot be a contender's name"):
         find_contenders(overlay(tmp_path, "kd", ""))
     with pytest.raises(UserError, match="stands twice"):
         Plan(tiny_recipe(), (Contender("kd"), Contender("kd")), (0,))

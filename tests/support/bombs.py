@@ -147,13 +147,13 @@ def onnx(folder: Path) -> None:
 
 # name -> what reads it, and the words of the refusal
 BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "tar header": (lambda folder: archive(folder, tarfile.XHDTYPE, GB), "larger than any"),
-    "tar name": (lambda folder: archive(folder, tarfile.GNUTYPE_LONGNAME, GB), "larger than any"),
+    "tar header": (lambda folder: archive(folder, tarfile.XHDTYPE, GB), "claims an impossible size"),
+    "tar name": (lambda folder: archive(folder, tarfile.GNUTYPE_LONGNAME, GB), "claims an impossible size"),
     "tar.gz": (lambda folder: archive(folder, tarfile.REGTYPE, GB), "unpacks to more than"),
     "zip": (zipped, "unpacks to more than"),
-    "pickle memo": (lambda folder: memos(folder, b"\x80\x02K\x01r\xff\xff\xff\xff."), "holds no dict"),
-    "pickle bytes": (lambda folder: memos(folder, b"\x80\x05\x96\0\0\0\0\x02\0\0\0."), "no whole CIFAR batch"),
-    "pickle lists": (lists, "is no batch of CIFAR-10"),
+    "pickle memo": (lambda folder: memos(folder, b"\x80\x02K\x01r\xff\xff\xff\xff."), "does not contain a dict"),
+    "pickle bytes": (lambda folder: memos(folder, b"\x80\x05\x96\0\0\0\0\x02\0\0\0."), "not a complete CIFAR batch"),
+    "pickle lists": (lists, "is not a batch of CIFAR-10"),
     "images": (images, "2.png"),
     "text in an image": (huge_png_text, "Decompressed data too large"),
     "manifest": (manifest, "more than"),

@@ -180,7 +180,7 @@ def test_a_run_streams_and_leaves_the_same_bytes(place: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     for said in (done.stderr, (place / "said.txt").read_text(encoding="utf-8")):
         assert "are streamed from disk" in said
-        assert "the teacher sees view 1 of 1" in said
+        assert "logits for view 1 of 1" in said
     assert finished(place / "run") == finished(tmp_path / "run")
     assert not (place / "run" / LOCK).exists()
     assert not (tmp_path / "run" / LOCK).exists()

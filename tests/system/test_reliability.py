@@ -180,7 +180,7 @@ def test_resume_shows_what_changed(tmp_path: Path) -> None:
         train(tiny_recipe(), out, signal_at("distill", 1))
     recipe = (out / "recipe.toml").read_text()
     (out / "recipe.toml").write_text(recipe.replace("epochs = 2", "epochs = 3", 1))
-    with pytest.raises(UserError, match=r"recipe\.epochs has changed \(2 then, 3 now\)"):
+    with pytest.raises(UserError, match=r"recipe\.epochs has changed \(from 2 to 3\)"):
         go_on(out)
 
 
@@ -193,7 +193,7 @@ def test_a_teacher_of_other_hardware_is_found_again(tmp_path: Path, monkeypatch:
     plain = trainer.Hardware.describe
     monkeypatch.setattr(trainer.Hardware, "describe", lambda self: plain(self) | {"threads": 64})
     go_on(out, lambda event: said.append(event.text) if isinstance(event, WarningMessage) else None)
-    assert said[0].startswith("threads 1 then, 64 now")
+    assert said[0].startswith("threads changed from 1 to 64")
     began = json.loads((tmp_path / "first" / "ladder.json").read_text())["teacher"]["sha256"]
     assert json.loads((out / "ladder.json").read_text())["teacher"]["sha256"] == began
 
@@ -222,7 +222,7 @@ def test_a_dead_worker_is_told(tmp_path: Path, uninterrupted: Path, monkeypatch:
         return plain(self, ids)
 
     monkeypatch.setattr(pixels._Rows, "__getitem__", deadly)
-    with pytest.raises(RunFailed, match="process that reads images ahead has died"):
+    with pytest.raises(RunFailed, match="process that reads images has died"):
         streamed(tmp_path / "run", lambda event: armed.append(True) if event == StepEnded("distill", 4) else None)
     armed.clear()
     go_on(tmp_path / "run")

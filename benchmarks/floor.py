@@ -46,10 +46,10 @@ from mcd_cli.engine.evaluation import predictions
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.cost import profile
 from mcd_cli.models.students import forward_in_chunks
-from mcd_cli.ops.losses import instance_losses
 from mcd_cli.recipe.loading import load_recipe
 from mcd_cli.recipe.schema import Recipe
 
@@ -115,7 +115,7 @@ def parts(trainer: Trainer, batch: Batch, folder: Path) -> dict[str, float]:
 
     def forward() -> None:
         with trainer.hardware.autocast():
-            losses[:] = [instance_losses(trainer.students(x), y, targets, TAU).mean(dim=0).sum()]
+            losses[:] = [instance_losses(trainer.students(x), y, targets, label_and(1, TAU)).mean(dim=0).sum()]
 
     trainer.optimizer.zero_grad()
     times["students_forward"] = timed(trainer, forward)

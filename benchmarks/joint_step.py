@@ -35,8 +35,8 @@ from mcd_cli.engine.optimizers import step_sizes
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.ops import meta_gradient
-from mcd_cli.ops.losses import instance_losses
 from mcd_cli.recipe.loading import parse_recipe
 
 BATCH = 400
@@ -117,7 +117,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
     (cnet,) = trainer.coordination.networks
 
     def students_step() -> None:
-        losses = instance_losses(trainer.students(x), y, z_teacher[:, None, None], TAU)
+        losses = instance_losses(trainer.students(x), y, z_teacher[:, None, None], label_and(1, TAU))
         trainer.optimizer.zero_grad()
         losses.mean(dim=0).sum().backward()
         trainer.optimizer.step()
@@ -133,7 +133,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         validation = trainer.loader.validation_batch(0)
         v = meta_gradient.validation_gradient(trainer.students, validation.images, validation.labels)
         directional = meta_gradient.directional_losses(
-            trainer.students, theta, v, x, lambda z: instance_losses(z, y, targets, TAU)
+            trainer.students, theta, v, x, lambda z: instance_losses(z, y, targets, label_and(2, TAU))
         )
         trainer.coordination.update((x, z_teacher), directional, c, batch.size)
 

@@ -22,9 +22,10 @@ from torchvision.transforms import v2
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.coordination import costs
 from mcd_cli.engine.trainer import Trainer
+from mcd_cli.losses.bank import instance_losses
+from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.models import build
 from mcd_cli.models.students import forward_in_chunks
-from mcd_cli.ops.losses import cross_entropy, instance_losses
 
 TAU, LAMBDA = 2.0, 0.5
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.95}
@@ -154,7 +155,7 @@ def double_backward(trainer: Trainer, batch: Batch) -> None:
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
     z = _pure(students, theta, batch.images)
     targets = torch.cat([z_teacher] * (len(trainer.loss_names) - 1), dim=2)
-    losses = instance_losses(z, batch.labels, targets, TAU)
+    losses = instance_losses(z, batch.labels, targets, trainer.bank)
     loss_inputs = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
     w = cnet.weigh(cnet(batch.images, loss_inputs))
     loss = (w * losses).sum() / batch.size

@@ -106,8 +106,7 @@ def open_run(path: Path, recipe: Recipe) -> RunFolder:
 
 def _key(recipe: Recipe, students: dict[str, str]) -> str:
     """Hash of all that decides a warm start: the recipe's path to its teacher is no part of it, nor its teacher."""
-    content = warm_start_recipe(recipe, {"student": "resnet10-xs"}).model_dump(
-        exclude={"teacher": True, "data_root": True, "checkpoint": True, "students": True}
-    )
+    content = warm_start_recipe(recipe, {"student": "resnet10-xs"}).content()
+    del content["teacher"], content["students"]
     key = json.dumps([content, sorted(students.items())], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]

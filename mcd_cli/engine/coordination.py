@@ -17,11 +17,11 @@ from mcd_cli.engine.non_finite import NonFiniteGuard
 from mcd_cli.engine.optimizers import StepSizes, coordinator_optimizer, gradients
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
+from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.methods.base import BatchContext, Method
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, seeded
 from mcd_cli.ops import meta_gradient
-from mcd_cli.ops.losses import cross_entropy
 
 CoordinatorInputs = tuple[Tensor, ...]
 """C-NET's arguments: the images, [n, 3, H, W], and, if it sees losses, their `costs`, [n, k·c + teachers]."""

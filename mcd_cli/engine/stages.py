@@ -25,7 +25,6 @@ class StagePlan:
     epochs: int
     sgd: Mapping[str, Any]  # lr, momentum, weight_decay, nesterov
     schedule: str
-    tau: float
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
@@ -62,7 +61,6 @@ def _plan(recipe: Recipe, name: str, method: Method, stage: Stage, epochs: int, 
         epochs,
         sgd,
         recipe.schedule.name,
-        recipe.distill.tau,
         recipe.coordinator,
         recipe.seed,
     )

@@ -27,10 +27,10 @@ from mcd_cli.engine.optimizers import LearningRate, gradients, step_sizes, stude
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.engine.teacher_logits import TeacherLogits
+from mcd_cli.losses.bank import instance_losses
 from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData
 from mcd_cli.models.students import Students, forward_in_chunks, promote_to_float32
 from mcd_cli.ops import meta_gradient
-from mcd_cli.ops.losses import instance_losses
 from mcd_cli.seeds import generator, seed_of
 
 
@@ -58,6 +58,8 @@ class Trainer:
         self.teachers = {name: teachers[name] for name in plan.stage.teachers}
         self.students = students.to(device).train()
         self.loss_names = plan.method.loss_names(plan.stage)
+        self.bank = plan.method.bank(plan.stage)
+        self.progress = torch.zeros((), device=device)  # of the stage, after the step at hand: for ramps
         # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
         ahead = hardware.runs_ahead or backend is not None
         self.non_finite = NonFiniteGuard(students.names, plan.name, device, deferred=ahead)
@@ -114,6 +116,7 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """θ^t → θ^{t+1} by Eq. 8; every L-th time φ follows through that very step (Eq. 9)."""
         self.learning_rate.set(self.step_index)
+        self.progress.fill_((self.step_index + 1) / self.num_steps)
         self._seed_dropout()
         z_stored = self._stored(batch)
         if self.coordination.learns(self.step_index, self.epochs_done):
@@ -158,7 +161,7 @@ class Trainer:
         targets = self.plan.method.targets(context)
 
         def losses_of(logits: Tensor) -> Tensor:
-            return instance_losses(logits, y, targets, self.plan.tau)
+            return instance_losses(logits, y, targets, self.bank, self.progress)
 
         losses = losses_of(z)  # [n, k, c]
         self.non_finite.check(self.step_index, logits=z, loss=losses)

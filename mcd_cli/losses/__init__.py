@@ -5,7 +5,8 @@ value ℓ_ij for each image i and student j. ℓ_ij depends on z_ij and on const
 is what the meta-gradient needs, and whoever weighs a loss relies on it. Weights and the mean over images are not its
 business.
 
-To add a loss: one function in a file of this room, and one row below.
+To add a loss: one function in a file of this room, and one row below. A bank is a tuple of terms: which losses a
+student has, whom each follows, and at what temperature.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class LossSpec(Row):
     """One line, for the documentation."""
     source: str
     tau: float | None = None
-    """Its temperature; None where it has none."""
+    """Its temperature; None: the recipe's `distill.tau`."""
     weight: float = 1.0
     """Its weight, beside a label loss of weight 1 unless `source` says otherwise."""
     ramp: float = 0.0
@@ -43,8 +44,8 @@ class LossSpec(Row):
 LOSSES = Table(
     "loss",
     {
-        "ce": LossSpec("mcd_cli.losses.ce:ce", "cross-entropy against the label", "", follows=""),
-        "kd": LossSpec("mcd_cli.losses.kd:kd", "KL from the target to the student", "Hinton et al. 2015", 2.0),
+        "ce": LossSpec("mcd_cli.losses.ce:ce", "cross-entropy against the label", "", 1.0, follows=""),
+        "kd": LossSpec("mcd_cli.losses.kd:kd", "KL from the target to the student", "Hinton et al. 2015"),
         "tckd": LossSpec(
             "mcd_cli.losses.dkd:tckd",
             "the label against all other classes",
@@ -156,3 +157,46 @@ LOSSES = Table(
         ),
     },
 )
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a bank."""
+
+    loss: str
+    """Its row in LOSSES."""
+    name: str
+    """The name of its weight in metrics and pictures."""
+    follows: str
+    """TEACHER, POOLED or LARGER; empty where the labels are enough."""
+    tau: float
+    weight: float = 1.0
+    """Its constant weight, where no C-NET sets one."""
+    ramp: float = 0.0
+
+
+def term(
+    loss: str,
+    *,
+    tau: float | None = None,
+    weight: float | None = None,
+    ramp: float | None = None,
+    follows: str | None = None,
+    name: str | None = None,
+    recipe_tau: float = 2.0,
+) -> Term:
+    """A term with its row's defaults where nothing is said; it is named after its loss and whom it follows.
+
+    recipe_tau: the recipe's `distill.tau`, the temperature of a loss whose row has none.
+    """
+    row = LOSSES[loss]
+    own = recipe_tau if row.tau is None else row.tau
+    follows = row.follows if follows is None else follows
+    return Term(
+        loss,
+        name or (loss if follows in ("", TEACHER) else f"{loss}/{follows}"),
+        follows,
+        own if tau is None else tau,
+        row.weight if weight is None else weight,
+        row.ramp if ramp is None else ramp,
+    )

@@ -1,6 +1,6 @@
 """The methods by name. What a method is stands in two places: its class (see base.py), and its row here. No torch.
 
-To add a method: one file with one class, and one row below; an option of its own goes into settings.py, too.
+To add a method: one class in a file, and one row below; an option of its own goes into settings.py, too.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ METHODS = Table(
         "meta-distil": MethodSpec(
             "mcd_cli.methods.meta_distil:MetaDistil",
             "each student alone, with a C-NET of its own",
-            ("tau",),
+            ("tau", "losses"),
             learned=True,
             alone="mc-distil-nops",
             in_paper=True,
@@ -75,13 +75,13 @@ METHODS = Table(
         "mc-distil-nops": MethodSpec(
             "mcd_cli.methods.mc_distil:MCDistilNoPS",
             "a C-NET weighs each image's losses for each student",
-            ("tau",),
+            ("tau", "losses"),
             learned=True,
         ),
         "mc-distil": MethodSpec(
             "mcd_cli.methods.mc_distil:MCDistil",
             "the same, with the students pooled as a second teacher",
-            ("tau",),
+            ("tau", "losses"),
             learned=True,
             alone="mc-distil-nops",
             in_paper=True,
@@ -92,6 +92,38 @@ METHODS = Table(
             ("tau", "constants"),
             needs_two="one student has no pooled term",
             alone="kd",
+        ),
+        "rule": MethodSpec(
+            "mcd_cli.methods.rule:Rule",
+            "kd, the label weighed by the teacher's belief in it",
+            ("tau", "total"),
+        ),
+        "bank": MethodSpec(
+            "mcd_cli.methods.bank:OwnBank",
+            "losses of your choice at constant weights",
+            ("tau", "losses", "total"),
+        ),
+        "dkd": MethodSpec(
+            "mcd_cli.methods.logit_losses:DKD", "kd in two parts, weighed apart (Zhao et al. 2022)", ("total",)
+        ),
+        "lskd": MethodSpec(
+            "mcd_cli.methods.logit_losses:LSKD", "kd of standardised logits (Sun et al. 2024)", ("total",)
+        ),
+        "dkd-lskd": MethodSpec(
+            "mcd_cli.methods.logit_losses:DKDLSKD", "dkd of standardised logits (Sun et al. 2024)", ("total",)
+        ),
+        "nkd": MethodSpec("mcd_cli.methods.logit_losses:NKD", "normalised kd (Yang et al. 2023)", ("total",)),
+        "wttm": MethodSpec(
+            "mcd_cli.methods.logit_losses:WTTM", "a temperature for the teacher alone (Zheng & Yang 2024)", ("total",)
+        ),
+        "dist": MethodSpec(
+            "mcd_cli.methods.logit_losses:DIST", "correlation with the teacher (Huang et al. 2022)", ("total",)
+        ),
+        "rld": MethodSpec(
+            "mcd_cli.methods.logit_losses:RLD", "dkd without the teacher's mistakes (Sun et al. 2025)", ("total",)
+        ),
+        "wsld": MethodSpec(
+            "mcd_cli.methods.logit_losses:WSLD", "less kd where the student knows better (Zhou et al. 2021)", ("total",)
         ),
     },
 )

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcd_cli.losses import TEACHER as TEACHER
+from mcd_cli.losses import Term, term
 from mcd_cli.methods.settings import DistillSection
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Method:
     """
 
     losses: tuple[str, ...] = ("alpha",)
-    """Names of the loss weights, the label's first."""
+    """Names of the loss weights, the label's first; a bank of other losses names them itself (see bank.py)."""
 
     def __init__(self, settings: DistillSection) -> None:
         self.settings = settings
@@ -62,8 +62,13 @@ class Method:
         return [Stage(tuple(students))]
 
     def loss_names(self, stage: Stage) -> tuple[str, ...]:
-        """The losses of this stage by name; one target fewer than losses."""
+        """The losses of this stage by name."""
         return self.losses
+
+    def bank(self, stage: Stage) -> tuple[Term, ...]:
+        """The losses themselves: without a word, the label's, then kd to each target at `distill.tau`."""
+        label, *others = self.loss_names(stage)
+        return (term("ce", name=label), *(term("kd", name=name, tau=self.settings.tau) for name in others))
 
     def prepare(self, data: PreparationData) -> dict[str, Tensor]:
         """A pass before training; what it returns is saved with the run and comes back in every BatchContext."""
@@ -74,11 +79,11 @@ class Method:
         return {}
 
     def targets(self, batch: BatchContext) -> Tensor | None:
-        """The target logits that the students follow, [n, k or 1, g, C], or None."""
+        """The logits that the bank's losses follow, in order, [n, k or 1, g, C]; None where the labels are enough."""
         return None
 
     def weights(self, batch: BatchContext) -> Tensor:
-        """Constant weights of the losses, broadcastable to [n, k, 1 + g]."""
+        """The weights of the losses, broadcastable to [n, k, c]."""
         raise AssertionError(f"{type(self).__name__} neither learns its weights nor sets them")
 
 

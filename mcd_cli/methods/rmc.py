@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData
 from mcd_cli.methods.kd import KD
-from mcd_cli.ops.losses import cross_entropy
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

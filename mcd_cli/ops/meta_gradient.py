@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.ops.batch_norm import FORWARD_MODE
-from mcd_cli.ops.losses import cross_entropy
 from mcd_cli.ops.overrides import Overrides
 
 Parameters = Mapping[str, Tensor]

@@ -21,6 +21,11 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
+ADDED = {"distill": ("losses",)}
+"""Keys that are younger than version 0.1.0, by table. Such a key is no part of `Recipe.content` while it is at its
+default, so a recipe that does not use it keeps its hash, and runs from before the key can be resumed. Therefore its
+default means what the program did without it, and never changes."""
+
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
 
@@ -279,8 +284,14 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
     def content(self) -> dict[str, Any]:
-        """The keys that decide the result, as plain JSON: all but paths and checkpoint intervals."""
-        return self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
+        """The keys that decide the result, as plain JSON: all but paths, checkpoint intervals, and unused `ADDED`."""
+        content = self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
+        for table, keys in ADDED.items():
+            section = getattr(self, table)
+            for key in keys:
+                if getattr(section, key) == type(section).model_fields[key].default:
+                    del content[table][key]
+        return content
 
     def sha256(self) -> str:
         """Hash of the keys that decide the result, as 64 hex digits."""

@@ -20,10 +20,10 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.metrics import degenerate
+from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.methods import METHODS, MethodSpec
 from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.models import ARCHITECTURES
-from mcd_cli.ops.losses import instance_losses
 from mcd_cli.registry import Row
 from support.runs import Register, finished, go_on, make_run, signal_at, tiny_recipe, train
 
@@ -85,7 +85,7 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
         z_pooled = torch.where(at_label, z.max(dim=1).values, z.min(dim=1).values)
     targets = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
     order = torch.randperm(16, generator=trainer.draw("shuffle"))
-    losses = instance_losses(z, batch.labels, targets, tau=2.0)
+    losses = instance_losses(z, batch.labels, targets, label_and(2, 2.0))
     of_teacher = nn.functional.cross_entropy(z_teacher, batch.labels, reduction="none")
     costs = torch.cat([losses.detach().view(16, -1), of_teacher[:, None]], dim=1)
     w = cnet.weigh(functional_call(cnet, phi, (batch.images, costs)), order)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mcd_cli.losses import LARGER, LOSSES, POOLED, TEACHER, Term, term
+from mcd_cli.losses.bank import instance_losses, label_and
+from mcd_cli.losses.targets import next_larger, pooled
 from mcd_cli.ops import meta_gradient
-from mcd_cli.ops.losses import instance_losses, pooled
 
 C, N, M = 5, 8, 6
 
@@ -60,8 +62,12 @@ def differentiable_sgd(
     return new
 
 
+EQ_3 = label_and(1, 2.0)
+EQ_5 = (*EQ_3, term("kd", tau=2.0, follows=POOLED))
+
+
 @pytest.mark.parametrize("steps_before", [0, 2])
-@pytest.mark.parametrize("with_pooled", [False, True])
+@pytest.mark.parametrize("bank", [EQ_3, EQ_5], ids=["Eq. 3", "Eq. 5"])
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize(
     "sgd",
@@ -73,8 +79,32 @@ def differentiable_sgd(
     ],
     ids=["plain", "momentum", "nesterov", "dampening"],
 )
-def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_before: int) -> None:
+def test_equals_double_backward(sgd: dict, k: int, bank: tuple[Term, ...], steps_before: int) -> None:
+    compare(sgd, k, bank, steps_before)
+
+
+BANKS = {
+    **{loss: (term(loss),) for loss in LOSSES},
+    "dkd": (term("ce"), term("tckd"), term("nckd")),
+    "several targets, temperatures and ramps": (
+        *(term("kd", tau=4.0, follows=who) for who in (TEACHER, POOLED, LARGER)),
+        term("ce"),
+        term("kd", tau=1.0, name="kd/1", ramp=0.5),
+        term("rld-mcd", follows=LARGER),
+        term("dist-intra"),
+    ),
+}
+
+
+@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
+def test_equals_double_backward_for_every_bank(bank: tuple[Term, ...]) -> None:
+    compare({"momentum": 0.95, "weight_decay": 1e-2}, 3, bank, steps_before=1)
+
+
+def compare(sgd: dict, k: int, bank: tuple[Term, ...], steps_before: int) -> None:
+    """Ours against a graph through the update, float64."""
     torch.manual_seed(k)
+    progress = torch.tensor(0.03, dtype=torch.float64)
     students = TinyStudents(k).double().train()
     optimizer = torch.optim.SGD(
         [{"params": list(network.parameters()), "lr": 0.1 / (1 + j)} for j, network in enumerate(students.networks)],
@@ -83,16 +113,16 @@ def test_equals_double_backward(sgd: dict, k: int, with_pooled: bool, steps_befo
     )
 
     def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        num_losses = 3 if with_pooled else 2
         x, y = torch.randn(N, 3, 4, 4).double(), torch.randint(C, (N,))
-        return x, y, 3 * torch.randn(N, C).double(), torch.rand(N, k, num_losses).double()
+        return x, y, 3 * torch.randn(N, C).double(), torch.rand(N, k, len(bank)).double()
 
     def losses(z: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        return instance_losses(z, y, targets, tau=2.0)
+        return instance_losses(z, y, targets, bank, progress)
 
     def targets_of(z: Tensor, y: Tensor, z_teacher: Tensor) -> Tensor:
-        targets = [z_teacher, pooled(z, y)] if with_pooled else [z_teacher]
-        return torch.stack(targets, dim=1)[:, None].detach()
+        made = {TEACHER: z_teacher[:, None], POOLED: pooled(z, y)[:, None], LARGER: next_larger(z, z_teacher)}
+        targets = [made[term.follows].expand(N, k, C) for term in bank if term.follows]
+        return torch.stack(targets or [z], dim=2).detach()
 
     for _ in range(steps_before):
         x, y, z_teacher, w = draw()
@@ -160,11 +190,11 @@ def test_two_parameters_by_hand() -> None:
     y = torch.tensor([0])
     theta = {"ab": student.ab.detach().clone()}
     optimizer = torch.optim.SGD(student.parameters(), lr=eta)
-    (w * instance_losses(student(x), y, None, tau=2.0)).sum().backward()
+    (w * instance_losses(student(x), y, None, label_and(0, 2.0))).sum().backward()
     optimizer.step()
     assert student.ab.tolist() == pytest.approx([eta * w, -eta * w])
     v = meta_gradient.validation_gradient(student, x_val, y)
-    d = meta_gradient.directional_losses(student, theta, v, x, lambda z: instance_losses(z, y, None, tau=2.0))
+    d = meta_gradient.directional_losses(student, theta, v, x, lambda z: instance_losses(z, y, None, label_and(0, 2.0)))
     expected = -2 * eta / (1 + torch.tensor(2 * eta * w).exp().item())
     assert meta_gradient.weight_gradient(d, eta).item() == pytest.approx(expected, rel=1e-6)
     assert meta_gradient.weight_gradient(d, 1.0).item() == pytest.approx(expected / eta, rel=1e-6)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mcd_cli.engine.checkpoint import read_state
+from mcd_cli.losses.bank import instance_losses, label_and
+from mcd_cli.losses.targets import pooled
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students
-from mcd_cli.ops.losses import instance_losses, pooled
 from support import INSTALLED, TESTS
 from support.shards import EVERY, NUM_STEPS, trainer_of, walk
 
@@ -87,7 +88,7 @@ def by_double_backward(case: str, folder: Path) -> dict[str, Tensor]:
         with torch.no_grad():
             z_teacher = start.teachers["teacher"](x)
         targets = torch.stack([z_teacher, pooled(z.detach(), y)], dim=1)[:, None]
-        losses = instance_losses(z, y, targets, 2.0)
+        losses = instance_losses(z, y, targets, label_and(2, 2.0))
         of_teacher = nn.functional.cross_entropy(z_teacher, y, reduction="none")
         p, of_cnet = in_shards(cnet, phi, x, torch.cat([losses.detach().flatten(1), of_teacher[:, None]], dim=1))
         loss = (cnet.weigh(p) * losses).sum(dim=(1, 2)).mean()

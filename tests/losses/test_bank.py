@@ -1,4 +1,4 @@
-"""Eq. 1, 4 and 5 for each image, against numpy and torch's own KL in float64."""
+"""A bank of losses for each image: Eq. 1 and 5 against numpy and torch's own KL, ramps, targets, order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mcd_cli.ops.losses import cross_entropy, distillation, instance_losses, pooled
+from mcd_cli.losses import LARGER, LOSSES, POOLED, term
+from mcd_cli.losses.bank import instance_losses, label_and
+from mcd_cli.losses.ce import cross_entropy
+from mcd_cli.losses.targets import pooled
 
 N, K, G, C, TAU = 7, 3, 2, 5, 2.0
 
@@ -24,6 +27,11 @@ def targets() -> Tensor:
 
 
 Y = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+
+
+def distillation(z: Tensor, targets: Tensor, tau: float) -> Tensor:
+    """kd to each target: the bank of Eq. 5 without its label loss."""
+    return instance_losses(z, Y, targets, label_and(targets.shape[2], tau)[1:])
 
 
 def test_cross_entropy_is_minus_log_softmax_at_the_label(z: Tensor) -> None:
@@ -56,16 +64,6 @@ def test_distillation_vanishes_at_equality_and_only_there(z: Tensor) -> None:
     assert (distillation(z, z.flip(0)[:, :, None], TAU)[:3] > 1e-3).all()
 
 
-def test_pooled_is_the_maximum_at_the_label_and_the_minimum_elsewhere(z: Tensor) -> None:
-    z = z.requires_grad_()
-    ours = pooled(z, Y)
-    for i in range(N):
-        for c in range(C):
-            over_students = [z[i, j, c].item() for j in range(K)]
-            assert ours[i, c].item() == (max if c == Y[i] else min)(over_students)
-    assert not ours.requires_grad
-
-
 def test_no_gradient_flows_through_the_pool(z: Tensor) -> None:
     """The gradient of kd to the pool is that of kd to the same numbers as constants: softmax differences."""
     live = z.clone().requires_grad_()
@@ -76,11 +74,49 @@ def test_no_gradient_flows_through_the_pool(z: Tensor) -> None:
 
 
 def test_instance_losses_stand_side_by_side(z: Tensor, targets: Tensor) -> None:
-    together = instance_losses(z, Y, targets, TAU)
+    together = instance_losses(z, Y, targets, label_and(G, TAU))
     assert together.shape == (N, K, 1 + G)
     torch.testing.assert_close(together[:, :, 0], cross_entropy(z, Y))
     torch.testing.assert_close(together[:, :, 1:], distillation(z, targets, TAU))
-    assert instance_losses(z, Y, None, TAU).shape == (N, K, 1)
+    assert instance_losses(z, Y, None, label_and(0, TAU)).shape == (N, K, 1)
+
+
+def test_each_loss_has_its_own_temperature_and_target(z: Tensor) -> None:
+    """Against one call of each loss with its own target, also where neighbours share one."""
+    draw = torch.Generator().manual_seed(2)
+    bank = (
+        term("nckd"),
+        term("kd", tau=3.0),
+        term("kd", tau=3.0, follows=LARGER),
+        term("ce"),
+        term("kd", tau=1.0, follows=POOLED),
+    )
+    targets = 3 * torch.randn(N, K, 4, C, generator=draw, dtype=torch.float64)
+    together = instance_losses(z, Y, targets, bank)
+    assert together.shape == (N, K, 5)
+    for c, (loss, tau, g) in enumerate(
+        [("nckd", 4.0, 0), ("kd", 3.0, 1), ("kd", 3.0, 2), ("ce", 1.0, 0), ("kd", 1.0, 3)]
+    ):
+        for j in range(K):
+            alone = LOSSES.load(loss)(z[:, j], targets[:, j, g], Y, tau)
+            torch.testing.assert_close(together[:, j, c], alone)
+
+
+def test_a_ramp_grows_from_nothing_to_the_whole_loss(z: Tensor, targets: Tensor) -> None:
+    bank = (term("ce"), term("kd", tau=TAU, ramp=0.25), term("kd", tau=TAU))
+    whole = instance_losses(z, Y, targets, bank)
+    for done, factor in ((1e-3, 4e-3), (0.125, 0.5), (0.25, 1.0), (0.6, 1.0), (1.0, 1.0)):
+        found = instance_losses(z, Y, targets, bank, torch.tensor(done))
+        torch.testing.assert_close(found, whole * torch.tensor([1.0, factor, 1.0]), rtol=1e-6, atol=0)
+
+
+def test_a_terms_defaults_are_its_rows() -> None:
+    own = term("nckd")
+    assert (own.name, own.follows, own.tau, own.weight, own.ramp) == ("nckd", "teacher", 4.0, 8.0, 1 / 12)
+    assert term("nckd", weight=0.0, ramp=0.0).weight == 0
+    assert term("kd", follows=POOLED).name == "kd/pooled"
+    assert term("kd", recipe_tau=7.0).tau == 7
+    assert term("lskd", recipe_tau=7.0).tau == 2
 
 
 @pytest.mark.parametrize("size", [1e3, 1e6, 1e30])
@@ -88,7 +124,7 @@ def test_extreme_logits_stay_finite(size: float) -> None:
     """float32 logits far beyond exp's range, of students and of teachers alike."""
     z = torch.tensor([[[size, -size, 0.0]], [[-size, size, 0.0]]], requires_grad=True)
     targets = torch.tensor([[[[-size, size, 0.0]]], [[[-size, size, 1.0]]]])
-    losses = instance_losses(z, torch.tensor([1, 1]), targets, TAU)
+    losses = instance_losses(z, torch.tensor([1, 1]), targets, label_and(1, TAU))
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     assert torch.isfinite(z.grad).all()

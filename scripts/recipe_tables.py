@@ -13,7 +13,7 @@ import textwrap
 import types
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -103,8 +103,10 @@ def _type(annotation: Any) -> str:
         return _type(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, Union):
         return " or ".join(_type(a) for a in arguments if a is not type(None))
+    if origin is tuple and _section(arguments[0]):
+        return "list of texts and tables"
     if origin is tuple:
         return f"{len(arguments)} numbers"
     if origin is dict:

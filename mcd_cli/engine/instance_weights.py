@@ -11,6 +11,7 @@ from torch import Tensor
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.checkpoint import put_all
 from mcd_cli.engine.meters import sums_dtype
+from mcd_cli.ladder.metrics import leading
 
 NUM_EXTREMES = 8  # images with the largest and with the smallest weights
 DIGITS = 5
@@ -75,7 +76,7 @@ class InstanceWeights:
         summary: dict[str, Any] = {}
         for student, w in zip(students, mean.unbind(dim=1), strict=True):
             class_means = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
-            beta = w[:, loss_names.index("beta")]
+            beta = w[:, loss_names.index(leading(loss_names))]
             order = beta.argsort(stable=True)
             num_extremes = min(NUM_EXTREMES, len(order) // 2)
             summary[student] = {

@@ -39,6 +39,12 @@ def last_of_stage(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return list({record["stage"]: record for record in records}.values())
 
 
+def leading(names: Sequence[str]) -> str:
+    """The loss by which images are sorted: the teacher's, β; in a bank without letters the first after the label's."""
+    others = [name for name in names if name != "ce"]
+    return "beta" if "beta" in names else (others or names)[0]
+
+
 def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
     """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
 

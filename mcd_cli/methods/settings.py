@@ -67,7 +67,7 @@ class DistillSection(BaseModel):
     )
 
     tau: float = Field(2.0, gt=0)
-    """Temperature τ of every KL term."""
+    """Temperature τ of kd."""
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
     """The teacher's share of the loss, λ."""
     total: float = Field(1.0, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -156,7 +156,14 @@ def _first_problem(error: ValidationError) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in path:
-        annotation = section.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if not part.isdecimal():  # a place in a list of tables
+            section = next(_tables(section.model_fields[part].annotation))
     return section
+
+
+def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The tables that a field takes: its type itself, or inside of an optional one, a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _tables(inner)

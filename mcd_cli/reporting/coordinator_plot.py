@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT
-from mcd_cli.ladder.metrics import Record
-from mcd_cli.reporting.style import as_files, loss_style
+from mcd_cli.ladder.metrics import Record, leading
+from mcd_cli.reporting.style import as_files, loss_styles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,8 +90,8 @@ def _course(axes: Axes, course: list[tuple[int, Record]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch for epoch, _ in course]
-    for symbol in course[-1][1]["weights"]:
-        style = loss_style(symbol)
+    weights = course[-1][1]["weights"]
+    for symbol, style in zip(weights, loss_styles(weights), strict=True):
         mean = [student["weights"][symbol] for _, student in course]
         spread = [student["spread"][symbol] for _, student in course]
         axes.plot(epochs, mean, color=style.colour, label=style.label, marker="." if len(epochs) < 30 else "")
@@ -110,11 +110,11 @@ def _course(axes: Axes, course: list[tuple[int, Record]]) -> None:
 
 def _classes(axes: Axes, images: Record) -> None:
     """Mean weight of each class, sorted by β; the ends are named."""
-    beta = images["by_class"]["beta"]
+    beta = images["by_class"][leading(list(images["by_class"]))]
     order = sorted(beta, key=lambda name: beta[name])
-    for symbol, of_class in images["by_class"].items():
+    for style, of_class in zip(loss_styles(images["by_class"]), images["by_class"].values(), strict=True):
         values = [of_class[name] for name in order]
-        axes.plot(range(len(order)), values, ".", color=loss_style(symbol).colour, markersize=4)
+        axes.plot(range(len(order)), values, ".", color=style.colour, markersize=4)
     shown = list(range(len(order)))
     if len(order) > 12:
         shown = [*range(3), *range(len(order) - 3, len(order))]

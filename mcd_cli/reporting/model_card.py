@@ -11,7 +11,7 @@ from mcd_cli.ladder.metrics import degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
 from mcd_cli.quantities import show_count, show_ms, show_size
 from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
-from mcd_cli.reporting.style import LOSSES, loss_style
+from mcd_cli.reporting.style import loss_label
 from mcd_cli.reporting.table import Grid
 
 
@@ -112,12 +112,16 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
     learned = [record for record in own if any("spread" in s for s in record["students"].values())]
     title = "How the losses were weighed"
     if not learned:
-        rows = []
-        for name, s in [item for record in last_of_stage(own) for item in record["students"].items()]:
-            rows.append((name, *(f"{s['weights'][x]:.2f}" if x in s["weights"] else "–" for x in LOSSES)))
-        intro = f"{ladder.method} has no coordinator: every image has the same weights."
-        head = ("student", *(loss.label for loss in LOSSES.values()))
-        return Section(title, (intro, Grid(head, tuple(rows))) if rows else (intro,))
+        weights = {name: s["weights"] for record in last_of_stage(own) for name, s in record["students"].items()}
+        losses = list(dict.fromkeys(loss for own in weights.values() for loss in own))
+        rows = [
+            (name, *(f"{own[loss]:.2f}" if loss in own else "–" for loss in losses)) for name, own in weights.items()
+        ]
+        intro = f"{ladder.method} has no coordinator."
+        head = ("student", *map(loss_label, losses))
+        if not rows:
+            return Section(title, (intro,))
+        return Section(title, (f"{intro} Mean weight of each loss in the last epoch:", Grid(head, tuple(rows))))
     updates = max(record.get("coordinator_updates", 0) for record in learned)
     intro = (
         f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
@@ -131,7 +135,7 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
             first, last = epochs[0], epochs[-1]
             figures = (first["weights"][symbol], last["weights"][symbol], last["spread"][symbol])
             saturated = _percent(last["saturated"][symbol])
-            rows.append((student.name, loss_style(symbol).label, *(f"{value:.3f}" for value in figures), saturated))
+            rows.append((student.name, loss_label(symbol), *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
     warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
     verdict = warnings or (

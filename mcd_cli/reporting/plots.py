@@ -12,7 +12,7 @@ from mcd_cli.ladder.folder import LADDER_PLOT, TRAINING_PLOT
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import Record, read_metrics
 from mcd_cli.quantities import show_count, show_size
-from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files, loss_style
+from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files, loss_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,7 +170,7 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
     if ladder.teacher is not None:
         axes[0].axhline(100 * ladder.teacher.accuracy.val, color=RED, linestyle="--", linewidth=1, label="teacher")
     for panel, symbol in zip(axes[1:], learned, strict=True):
-        panel.set_ylabel(loss_style(symbol).label)
+        panel.set_ylabel(loss_label(symbol))
         panel.margins(y=0.12)
     for panel in axes:
         panel.grid(alpha=0.2)

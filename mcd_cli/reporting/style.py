@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,9 +28,19 @@ LOSSES = {
 """How the weight of a loss is shown, by the loss's name."""
 
 
-def loss_style(name: str) -> LossStyle:
-    """A method's own loss, which has no letter, goes by its name."""
-    return LOSSES.get(name, LossStyle(name, "#3a8f5c"))
+OTHERS = ("#3a8f5c", "#8a5fb0", "#d08a1d", "#3aa5a5", "#a0522d")
+"""Colours of losses without a letter, in turn."""
+
+
+def loss_styles(names: Iterable[str]) -> list[LossStyle]:
+    """How these losses are shown together: a loss that has no letter goes by its name."""
+    colours = cycle(OTHERS)
+    return [LOSSES[name] if name in LOSSES else LossStyle(name, next(colours)) for name in names]
+
+
+def loss_label(name: str) -> str:
+    """A loss's name in a table or on an axis."""
+    return LOSSES[name].label if name in LOSSES else name
 
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {

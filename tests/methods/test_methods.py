@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from mcd_cli.comparison import paper
 from mcd_cli.errors import UserError
+from mcd_cli.losses import LOSSES
+from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.methods import METHODS, papers_methods
 from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
 from mcd_cli.methods.settings import DistillSection
 from mcd_cli.models.coordinator import Coordinator
-from mcd_cli.ops.losses import instance_losses
 from mcd_cli.recipe.loading import parse_recipe
 from mcd_cli.seeds import generator
 
@@ -37,9 +38,9 @@ def total(name: str, k: int = 3, lam: float = 0.5, cnet: bool = False, **options
     """The loss that the engine would minimise: Σ_j mean_i Σ_c w_ijc ℓ_ijc."""
     method = METHODS.load(name)(DistillSection(lambda_=lam, **options))
     batch, z = batch_of(k, method)
-    losses = instance_losses(z, Y, method.targets(batch), TAU)
+    (stage,) = method.stages([f"s{j}" for j in range(k)])
+    losses = instance_losses(z, Y, method.targets(batch), method.bank(stage))
     if cnet:
-        (stage,) = method.stages([f"s{j}" for j in range(k)])
         num_losses = len(method.loss_names(stage))
         g = Coordinator("resnet10-xxxs", k, num_losses, mean=(0.5,) * 3, std=(0.5,) * 3)
         w = g.weigh(g(torch.rand(N, 3, 16, 16))).double().detach()
@@ -91,7 +92,7 @@ def test_one_student_has_no_pool() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_symbols_and_guides_fit_each_other(name: str) -> None:
-    """Every stage has as many targets as losses besides the label's, and trains every student once."""
+    """Every stage has a name for each loss, as many targets as losses that follow one, and each student once."""
     method = METHODS.load(name)(DistillSection())
     students = ["big", "middle", "small"]
     stages = method.stages(students)
@@ -103,7 +104,10 @@ def test_symbols_and_guides_fit_each_other(name: str) -> None:
         targets = method.targets(
             BatchContext(torch.arange(N), Y, z, seen, tables, lambda: 0, lambda purpose: generator(purpose))
         )
-        assert len(method.loss_names(stage)) == 1 + (0 if targets is None else targets.shape[2])
+        names, bank = method.loss_names(stage), method.bank(stage)
+        assert len(set(names)) == len(names) == len(bank)
+        assert len([term for term in bank if term.follows]) == (0 if targets is None else targets.shape[2])
+        assert instance_losses(z, Y, targets, bank).shape == (N, len(stage.students), len(bank))
 
 
 @pytest.mark.parametrize(("name", "teachers"), [("ce", ()), ("kd", (TEACHER,)), ("mc-distil", (TEACHER,))])
@@ -120,6 +124,115 @@ def test_constant_weights_with_the_pool() -> None:
     ce, kd, pool = by_hand()
     assert total("constant") == pytest.approx(0.5 * (ce + kd + pool), rel=1e-10)
     assert total("constant", constants=(1.0, 0.25, 2.0)) == pytest.approx(ce + 0.25 * kd + 2 * pool, rel=1e-10)
+
+
+PAPERS = {
+    "dkd": [("ce", 1, 1.0, 0.0), ("tckd", 1, 4.0, 1 / 12), ("nckd", 8, 4.0, 1 / 12)],
+    "lskd": [("ce", 0.1, 1.0, 0.0), ("lskd", 9, 2.0, 0.0)],
+    "dkd-lskd": [("ce", 1, 1.0, 0.0), ("lskd-tckd", 9, 2.0, 1 / 12), ("lskd-nckd", 72, 2.0, 1 / 12)],
+    "nkd": [("ce", 1, 1.0, 0.0), ("nkd-target", 1, 1.0, 0.0), ("nkd-others", 1.5, 1.0, 0.0)],
+    "wttm": [("ce", 1, 1.0, 0.0), ("wttm", 4, 5.0, 0.0)],
+    "dist": [("ce", 1, 1.0, 0.0), ("dist-inter", 2, 4.0, 0.0), ("dist-intra", 2, 4.0, 0.0)],
+    "rld": [("ce", 1, 1.0, 0.0), ("rld-scd", 1, 1.0, 1 / 12), ("rld-mcd", 8, 4.0, 1 / 12)],
+    "wsld": [("ce", 1, 1.0, 0.0), ("wsld", 2.5, 2.0, 0.0)],
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_papers_bank(name: str) -> None:
+    """(loss, weight, τ, ramp) from the papers and their code, the teacher for all; `total` multiplies the weights."""
+    method = METHODS.load(name)(DistillSection(total=2.0))
+    (stage,) = method.stages(["a", "b"])
+    assert [(term.loss, term.weight, term.tau, term.ramp) for term in method.bank(stage)] == PAPERS[name]
+    assert {term.follows for term in method.bank(stage)} == {"", TEACHER}
+    batch, _ = batch_of(2, method)
+    torch.testing.assert_close(method.weights(batch), 2 * torch.tensor([row[1] for row in PAPERS[name]]).double())
+    assert total(name, total=3.0) == pytest.approx(3 * total(name), rel=1e-10)
+
+
+def test_dkd_with_both_parts_as_in_kd_is_kd() -> None:
+    """tckd + (1 − b_T) nckd, here with a teacher that gives each label half: ce + kd at τ = 4."""
+    method = METHODS.load("bank")(
+        DistillSection(losses=["ce", {"loss": "tckd", "ramp": 0.0}, {"loss": "nckd", "weight": 0.5, "ramp": 0.0}])  # type: ignore[list-item]
+    )
+    batch, z = batch_of(3, method)
+    t = batch.teachers[TEACHER]
+    rest = (t / 4).exp().sum(-1) - (t / 4).exp()[torch.arange(N), Y]
+    t[torch.arange(N), Y] = 4 * rest.log()
+    (stage,) = method.stages(["a", "b", "c"])
+    losses = instance_losses(z, Y, method.targets(batch), method.bank(stage))
+    found = (method.weights(batch) * losses).sum(dim=-1)
+    for j in range(3):
+        kd = 16 * F.kl_div((z[:, j] / 4).log_softmax(-1), (t / 4).softmax(-1), reduction="none").sum(-1)
+        torch.testing.assert_close(found[:, j], F.cross_entropy(z[:, j], Y, reduction="none") + kd)
+
+
+def test_the_rule_believes_the_label_as_the_teacher_does() -> None:
+    method = METHODS.load("rule")(DistillSection(total=3.0))
+    batch, z = batch_of(2, method)
+    t = batch.teachers[TEACHER]
+    losses = instance_losses(z, Y, method.targets(batch), method.bank(method.stages(["a", "b"])[0]))
+    found = (method.weights(batch) * losses).sum(dim=-1)
+    for i in range(N):
+        belief = (t[i].exp() / t[i].exp().sum())[Y[i]]
+        for j in range(2):
+            kd = TAU**2 * F.kl_div((z[i, j] / TAU).log_softmax(-1), (t[i] / TAU).softmax(-1), reduction="sum")
+            expected = 3 * (belief * F.cross_entropy(z[i, j], Y[i]) + (1 - belief) * kd)
+            assert found[i, j].item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mc-distil", "mc-distil-nops", "meta-distil", "bank"])
+def test_a_bank_of_ones_own(name: str) -> None:
+    """Names, targets and temperatures by the recipe; kd's temperature is `distill.tau`; the pool needs company."""
+    recipe = parse_recipe(
+        {
+            "method": name,
+            "distill": {
+                "tau": 3.0,
+                "losses": ["ce", "kd", "kd:pooled", {"loss": "nckd", "follows": "larger", "tau": 1}],
+            },
+        }
+    )
+    method = METHODS.load(name)(recipe.distill)
+    batch, z = batch_of(3, METHODS.load("kd")(DistillSection()))
+    stage = Stage(("a", "b", "c"))
+    assert method.loss_names(stage) == ("ce", "kd", "kd/pooled", "nckd/larger")
+    assert [term.tau for term in method.bank(stage)] == [1, 3, 3, 1]
+    targets = method.targets(batch)
+    assert targets.shape == (N, 3, 3, C)
+    for j in range(3):
+        assert torch.equal(targets[:, j, 0], batch.teachers[TEACHER])
+        assert torch.equal(targets[:, j, 2], z[:, j - 1] if j else batch.teachers[TEACHER])
+    assert torch.equal(targets[:, 0, 1], targets[:, 2, 1])
+    assert method.loss_names(Stage(("a",))) == ("ce", "kd", "nckd/larger")
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (["ce", "nckdd"], "did you mean nckd"),
+        (["ce:teacher"], "ce follows the labels alone"),
+        ([{"loss": "ce", "tau": 2.0}], "ce follows the labels alone"),
+        (["kd", "kd"], "kd stands there twice"),
+        (["kd:nobody"], "distill.losses"),
+        ([{"loss": "kd", "tau": 0}], "distill.losses"),
+        ([{"loss": "kd", "wieght": 2}], "did you mean distill.losses.0.weight"),
+        ([], "distill.losses"),
+        ("ce", "distill.losses"),
+        ([{}], "distill.losses"),
+    ],
+    ids=str,
+)
+def test_a_bank_that_cannot_be(losses: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        parse_recipe({"method": "bank", "distill": {"losses": losses}})
+    assert "\n" not in str(error.value)
+
+
+def test_every_loss_can_be_in_a_bank() -> None:
+    for name in ("bank", "mc-distil"):
+        recipe = parse_recipe({"method": name, "distill": {"losses": list(LOSSES)}})
+        assert METHODS.load(name)(recipe.distill).loss_names(Stage(("a", "b"))) == tuple(LOSSES)
 
 
 LADDER = ["big", "middle", "small"]
@@ -157,7 +270,9 @@ def test_dgkd_weighs_the_label_q_times() -> None:
     torch.testing.assert_close(method.weights(batch), torch.tensor([3 * 0.75, 0.25, 0.25, 0.25]))
     z, targets = batch.logits.double(), method.targets(batch)
     assert targets.shape == (N, 1, 3, C)
-    weighted = (method.weights(batch).double() * instance_losses(z, Y, targets.double(), TAU)).sum(dim=-1).mean()
+    weighted = (
+        (method.weights(batch).double() * instance_losses(z, Y, targets.double(), label_and(3, TAU))).sum(dim=-1).mean()
+    )
     log_q = F.log_softmax(z[:, 0] / TAU, -1)
     kd = sum(
         TAU**2 * F.kl_div(log_q, F.softmax(t.double() / TAU, -1), reduction="batchmean")
@@ -257,7 +372,7 @@ class Reading:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_says_what_its_class_does(name: str) -> None:
-    """Which settings it reads (the engine reads tau for it), and whether it leaves the weights to a C-NET."""
+    """Which settings it reads, and whether it leaves the weights to a C-NET."""
     settings, row = Reading(), METHODS[name]
     method = METHODS.load(name)(settings)
     for stage in method.stages(LADDER):
@@ -265,8 +380,8 @@ def test_a_row_says_what_its_class_does(name: str) -> None:
         seen = {teacher: torch.randn(N, C) for teacher in stage.teachers}
         tables = method.prepare(PreparationData(torch.arange(N), Y, N, lambda z=z: z))  # type: ignore[misc]
         batch = BatchContext(torch.arange(N), Y, z, seen, tables, lambda: 0, lambda purpose: generator(purpose))
-        if method.targets(batch) is not None:
-            settings.keys.add("tau")
+        method.targets(batch)
+        method.bank(stage)
         if not row.learned:
             method.weights(batch)
     assert set(row.settings) == settings.keys
@@ -320,6 +435,8 @@ def test_the_papers_methods_are_the_columns_of_its_tables() -> None:
         ("takd", {"normalise": True}),
         ("rmc", {"constants": [1, 1, 1]}),
         ("ce", {"clip": True}),
+        ("dkd", {"losses": ["ce"]}),
+        ("mc-distil", {"total": 2.0}),
     ],
 )
 def test_a_method_refuses_anothers_option(method: str, option: dict[str, Any]) -> None:

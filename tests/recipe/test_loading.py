@@ -11,7 +11,7 @@ from mcd_cli.cli.distill import resolve
 from mcd_cli.cli.options import DistillOptions
 from mcd_cli.errors import UserError
 from mcd_cli.recipe.loading import load_recipe, parse_recipe, parse_setting, recipe_names
-from mcd_cli.recipe.schema import Recipe, name_students
+from mcd_cli.recipe.schema import ADDED, Recipe, name_students
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -39,7 +39,7 @@ def test_everything_goes_round(tmp_path: Path) -> None:
             "dataset": 'a "quoted" \\ folder/é',
             "students": {"z-big": "resnet10-m", "a_small": "resnet10-s"},
             "teacher": {"file": "t.pt", "norm": "half"},
-            "distill": {"lambda": 0.25},
+            "distill": {"lambda": 0.25, "losses": ["ce", "kd:pooled", {"loss": "nckd", "tau": 3, "ramp": 0.0}]},
             "augment": {"seed": 2**62},
             "coordinator": {"normalise": "mean", "total": 1.0, "arch": "scalar"},
             "checkpoint": {"every": "20steps"},
@@ -215,3 +215,15 @@ def test_sha256_is_of_what_decides_the_result() -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 3  # type: ignore[misc]
+
+
+def test_an_added_key_at_its_default_leaves_the_hash_as_it_was() -> None:
+    """The hash of 0.1.0's default recipe: whoever adds a key lists it in ADDED, so that old runs can be resumed."""
+    assert Recipe().sha256() == "cf601423fe4777e49987feb328ed06d639d696ac48bf72335e332398dfe3b149"
+    for table, keys in ADDED.items():
+        for key in keys:
+            assert key in type(getattr(Recipe(), table)).model_fields
+            assert key not in Recipe().content()[table]
+    own = parse_recipe({"distill": {"losses": ["ce", "kd"]}})
+    assert own.content()["distill"]["losses"][0]["loss"] == "ce"
+    assert own.sha256() != Recipe().sha256()

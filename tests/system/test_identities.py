@@ -18,6 +18,7 @@ from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.methods import METHODS
 from mcd_cli.models import build
+from mcd_cli.reporting.coordinator_plot import story_figure
 from support.runs import go_on, make_run, signal_at, tiny_recipe, train
 
 LARGE, MIDDLE, SMALL = "resnet10-xs", "resnet10-xxs", "resnet10-xxxs"
@@ -178,6 +179,48 @@ def test_a_chain_resumes_to_the_bit(run_of: Any, tmp_path: Path) -> None:
     go_on(tmp_path / "run")
     same_to_the_bit(run_of("dgkd", drop=0.5), tmp_path / "run", *LADDER)
     assert lines(run_of("dgkd", drop=0.5)) == lines(tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_to_the_bit(run_of: Any, tmp_path: Path, method: str) -> None:
+    """Stopped in the last stage, after a few steps: ramps, tables and draws are functions of the step."""
+    whole = run_of(method)
+    with pytest.raises(Interrupted):
+        train(recipe_of(method), tmp_path / "run", signal_at(lines(whole)[-1]["stage"], 5))
+    go_on(tmp_path / "run")
+    same_to_the_bit(whole, tmp_path / "run", *LADDER)
+    assert lines(whole) == lines(tmp_path / "run")
+
+
+EQ_5 = ["ce", {"loss": "kd", "tau": 2.0}, {"loss": "kd", "follows": "pooled"}]
+
+
+def test_a_bank_of_mc_distils_losses_is_mc_distil(run_of: Any) -> None:
+    train(recipe_of("mc-distil", losses=EQ_5), run_of("mc-distil").parent / "own")
+    same_to_the_bit(run_of("mc-distil"), run_of("mc-distil").parent / "own", *LADDER)
+
+
+def test_a_bank_of_kds_losses_is_kd(run_of: Any, tmp_path: Path) -> None:
+    losses = [{"loss": "ce", "weight": 0.25}, {"loss": "kd", "weight": 0.25}]
+    train(recipe_of("bank", losses=losses, total=2.0), tmp_path / "own")
+    same_to_the_bit(run_of("kd"), tmp_path / "own", *LADDER)
+    assert [line["students"] for line in lines(tmp_path / "own")] != [line["students"] for line in lines(run_of("kd"))]
+
+
+def test_a_mixed_bank_under_c_net_resumes_and_shows_itself(tmp_path: Path) -> None:
+    """Several temperatures and targets, a ramp that ends within the run, images sorted by a loss without a letter."""
+    recipe = recipe_of("mc-distil", losses=["ce", "nckd", "dist-intra", "kd:larger", "kd:pooled"])
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "cut", signal_at("distill", 5))
+    go_on(tmp_path / "cut")
+    same_to_the_bit(tmp_path / "whole", tmp_path / "cut", *LADDER)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    (images,) = {tuple(s["images"]["by_class"]) for s in lines(tmp_path / "cut")[-1]["students"].values()}
+    assert images == ("ce", "nckd", "dist-intra", "kd/larger", "kd/pooled")
+    figure = story_figure(lines(tmp_path / "cut"))
+    assert figure is not None
+    assert "nckd" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 @pytest.mark.parametrize("method", METHODS)

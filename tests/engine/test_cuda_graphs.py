@@ -28,6 +28,7 @@ from mcd_cli.engine.events import Event, StepEnded, WarningMessage
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.losses import LOSSES
 from mcd_cli.methods import METHODS, MethodSpec
 from mcd_cli.methods.base import BatchContext
 from mcd_cli.methods.kd import KD
@@ -137,6 +138,9 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
         {"method": "mc-distil", "coordinator": {"every": 2, "normalise": "mean", "total": 3.0}},
         {"method": "mc-distil", "coordinator": {"every": 2, "arch": "losses", "normalise": "image"}},
         {"method": "mc-distil", "coordinator": {"every": 1, "optimizer": "adam", "shared": False}},
+        {"method": "mc-distil", "distill": {"losses": list(LOSSES)}},
+        {"method": "bank", "distill": {"losses": ["ce", {"loss": "kd", "ramp": 1.0}]}},  # it grows while it is replayed
+        {"method": "rule"},
     ],
     ids=str,
 )

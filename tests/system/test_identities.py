@@ -208,8 +208,10 @@ def test_a_bank_of_kds_losses_is_kd(run_of: Any, tmp_path: Path) -> None:
 
 
 def test_a_mixed_bank_under_c_net_resumes_and_shows_itself(tmp_path: Path) -> None:
-    """Several temperatures and targets, a ramp that ends within the run, images sorted by a loss without a letter."""
-    recipe = recipe_of("mc-distil", losses=["ce", "nckd", "dist-intra", "kd:larger", "kd:pooled"])
+    """Several temperatures and targets, a ramp as long as the stage, images sorted by a loss without a letter."""
+    recipe = recipe_of(
+        "mc-distil", losses=["ce", {"loss": "nckd", "ramp": 1.0}, "dist-intra", "kd:larger", "kd:pooled"]
+    )
     train(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "cut", signal_at("distill", 5))

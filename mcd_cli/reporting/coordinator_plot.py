@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT
 from mcd_cli.ladder.metrics import Record, leading
-from mcd_cli.reporting.style import as_files, loss_styles
+from mcd_cli.reporting.style import as_files, loss_label, loss_styles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 HEAD, ROW = 0.75, 2.6  # heights in inches
 COLUMNS = (
     "weights by epoch (band: ± 1 sd over images)",
-    "by class, sorted by β",
-    "highest (above) and lowest teacher weight β; ! mislabelled",
+    "by class, sorted by {leading}",
+    "highest (above) and lowest weight {leading}; ! mislabelled",
 )
 
 
@@ -67,11 +67,20 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
             _extremes(right, images, pixels)
     axes[-1][0].set_xlabel("epoch", fontsize=8)
     top = 1 - 0.3 / height
+    by = loss_label(leading(list(next(iter(courses.values()))[-1][1]["weights"])))
     for panel, title in zip(axes[0], COLUMNS, strict=True):
         box = panel.get_position()
-        figure.text((box.x0 + box.x1) / 2, top, title, ha="center", fontsize=9)
+        figure.text((box.x0 + box.x1) / 2, top, title.format(leading=by), ha="center", fontsize=9)
     lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, frameon=False, fontsize=8, ncols=5, loc="upper left", bbox_to_anchor=(0.02, top))
+    figure.legend(
+        lines,
+        labels,
+        frameon=False,
+        fontsize=8,
+        ncols=max(5, len(labels)),
+        loc="upper left",
+        bbox_to_anchor=(0.02, top),
+    )
     return figure
 
 

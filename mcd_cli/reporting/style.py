@@ -22,6 +22,7 @@ class LossStyle:
 
 LOSSES = {
     "alpha": LossStyle("α (labels)", GREY),
+    "ce": LossStyle("ce", GREY),
     "beta": LossStyle("β (teacher)", BLUE),
     "gamma": LossStyle("γ (pooled students)", "#c0504d"),
 }

@@ -23,6 +23,8 @@ from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe.loading import parse_recipe
 from mcd_cli.recipe.schema import Recipe
 
+GOLDEN = Path(__file__).with_name("golden")  # files of a run, written by mcd 0.1.0 while it built them as dictionaries
+
 torch.set_num_threads(1)
 
 

@@ -24,12 +24,12 @@ from mcd_cli.comparison.plan import DOCUMENT, MARKDOWN, Cell, Plan
 from mcd_cli.comparison.shared import Engine, Shared
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, InfoMessage, Listener, WarningMessage
-from mcd_cli.engine.results import WARM_START
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods.base import TEACHER
 
 

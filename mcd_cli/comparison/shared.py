@@ -10,10 +10,11 @@ from pathlib import Path
 from mcd_cli.comparison.plan import Cell, warm_start_recipe, with_teacher
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.events import InfoMessage
-from mcd_cli.engine.results import WARM_START, Result
+from mcd_cli.engine.results import Result
 from mcd_cli.engine.run import Run
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import LOCK, METRICS, RECIPE, RunFolder
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe.schema import Recipe
 

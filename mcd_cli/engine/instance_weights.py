@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.meters import sums_dtype
+from mcd_cli.ladder.metrics import ImageRecord, ImagesRecord
 
 NUM_EXTREMES = 8  # images named at each end
 DIGITS = 5
@@ -40,13 +39,10 @@ class InstanceWeights:
     def state_dict(self) -> dict[str, Tensor]:
         return {"excess": self.excess, "uses": self.uses, "means": self.means, "steps": self.steps}
 
-    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset) -> dict[str, Any]:
-        """Per student, over the images that were trained on, from each one's weights averaged over the stage:
-
-        spread: standard deviation over images, by loss. by_class: means by loss and class. mislabelled: means
-        by loss over the images that label noise has moved, and over the others (where there is noise). highest,
-        lowest: the images with the largest and smallest weight of the teacher's loss (β).
-        """
+    def summary(
+        self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset
+    ) -> dict[str, ImagesRecord]:
+        """Per student, over the images that were trained on."""
         ids = self.uses.nonzero().flatten().cpu()
         excess = self.excess.cpu()[ids].double() / self.uses.cpu()[ids].double()[:, None, None]
         mean = (self.means / self.steps).cpu() + excess  # [n, k, c]
@@ -56,30 +52,29 @@ class InstanceWeights:
         def named(values: Tensor) -> dict[str, float]:
             return {s: round(v, DIGITS) for s, v in zip(loss_names, values.tolist(), strict=True)}
 
-        def images(beta: Tensor, positions: Tensor) -> list[dict[str, Any]]:
-            return [
-                {
-                    "image": int(ids[i]),
-                    "label": dataset.classes[int(labels[i])],
-                    "beta": round(beta[i].item(), DIGITS),
-                    **({"mislabelled": bool(moved[i])} if moved.any() else {}),
-                }
+        def images(beta: Tensor, positions: Tensor) -> tuple[ImageRecord, ...]:
+            return tuple(
+                ImageRecord(
+                    image=int(ids[i]),
+                    label=dataset.classes[int(labels[i])],
+                    beta=round(beta[i].item(), DIGITS),
+                    mislabelled=bool(moved[i]) if moved.any() else None,
+                )
                 for i in positions
-            ]
+            )
 
-        summary: dict[str, Any] = {}
+        summary = {}
         for student, w in zip(students, mean.unbind(dim=1), strict=True):
             of_class = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
             beta = w[:, loss_names.index("beta")]
             order = beta.argsort(stable=True)
             num_extremes = min(NUM_EXTREMES, len(order) // 2)
-            summary[student] = {
-                "spread": named(w.std(dim=0, correction=0)),
-                "by_class": {s: {name: means[s] for name, means in of_class.items()} for s in loss_names},
-                "highest": images(beta, order.flip(0)[:num_extremes]),
-                "lowest": images(beta, order[:num_extremes]),
-            }
-            if moved.any():
-                parts = {"yes": w[moved], "no": w[~moved]}
-                summary[student]["mislabelled"] = {part: named(rows.mean(dim=0)) for part, rows in parts.items()}
+            parts = {"yes": w[moved], "no": w[~moved]} if moved.any() else {}
+            summary[student] = ImagesRecord(
+                spread=named(w.std(dim=0, correction=0)),
+                by_class={s: {name: means[s] for name, means in of_class.items()} for s in loss_names},
+                highest=images(beta, order.flip(0)[:num_extremes]),
+                lowest=images(beta, order[:num_extremes]),
+                mislabelled={part: named(rows.mean(dim=0)) for part, rows in parts.items()} or None,
+            )
         return summary

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from mcd_cli.ladder.metrics import StudentRecord
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
@@ -49,19 +51,24 @@ class Meters:
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.sums, "count": self.count}
 
-    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool) -> dict[str, Any]:
-        """Per student: training accuracy, losses and weights by loss, total weight."""
+    def summary(
+        self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool, val_accuracy: Sequence[float]
+    ) -> dict[str, StudentRecord]:
+        """Each student's epoch; val_accuracy: theirs, in the same order."""
         mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
-        by_student = {}
-        for j, student in enumerate(students):
-            entry: dict[str, Any] = {
-                "train_accuracy": mean["correct"][j, 0].item(),
-                "losses": dict(zip(loss_names, mean["losses"][j].tolist(), strict=True)),
-                "weights": dict(zip(loss_names, mean["weights"][j].tolist(), strict=True)),
-                "total_weight": mean["weights"][j].sum().item(),
-            }
-            if learned:
-                entry["spread"] = dict(zip(loss_names, mean["spread"][j].tolist(), strict=True))
-                entry["saturated"] = dict(zip(loss_names, mean["saturated"][j].tolist(), strict=True))
-            by_student[student] = entry
-        return by_student
+
+        def by_loss(name: str, j: int) -> dict[str, float]:
+            return dict(zip(loss_names, mean[name][j].tolist(), strict=True))
+
+        return {
+            student: StudentRecord(
+                train_accuracy=mean["correct"][j, 0].item(),
+                losses=by_loss("losses", j),
+                weights=by_loss("weights", j),
+                total_weight=mean["weights"][j].sum().item(),
+                spread=by_loss("spread", j) if learned else None,
+                saturated=by_loss("saturated", j) if learned else None,
+                val_accuracy=accuracy,
+            )
+            for j, (student, accuracy) in enumerate(zip(students, val_accuracy, strict=True))
+        }

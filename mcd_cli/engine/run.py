@@ -21,7 +21,7 @@ from mcd_cli.engine.events import EpochEnded, InfoMessage, Listener, StageEnded,
 from mcd_cli.engine.finalize import write_ladder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
 from mcd_cli.engine.preflight import check_teacher
-from mcd_cli.engine.results import WARM_START, Result, Results
+from mcd_cli.engine.results import Result, Results
 from mcd_cli.engine.signals import Stop, stop_on_signal
 from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
@@ -30,7 +30,7 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.metrics import degenerate
+from mcd_cli.ladder.metrics import WARM_START, degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import TORCHVISION, build

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mcd_cli.engine.results import WARM_START
 from mcd_cli.errors import UserError
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage
 from mcd_cli.methods.ce import CE

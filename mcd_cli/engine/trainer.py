@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mcd_cli.engine.optimizers import coordinator_optimizer, students_optimizer
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.engine.teacher_logits import TeacherLogits
+from mcd_cli.ladder.metrics import EpochRecord
 from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, forward_in_chunks, promote_to_float32, seeded
@@ -203,15 +205,15 @@ class Trainer:
         self.processes.all_reduce_(_gradients(self.coordinator))
         self.coordinator_optimizer.step()
 
-    def end_epoch(self) -> dict[str, Any]:
+    def end_epoch(self) -> EpochRecord:
         """Evaluate on V, keep each student's best; returns the epoch's line for metrics.jsonl."""
         self.non_finite.refuse(self.step_index)
         val = self.loader.dataset.val
         predicted = predictions(self.students, self.loader, val, self.evaluated)
         correct = num_correct(predicted, self.loader, val).tolist()
-        summary = self.meters.summary(self.students.names, self.loss_names, self.coordinator is not None)
+        val_accuracy = [right / len(val) for right in correct]
+        summary = self.meters.summary(self.students.names, self.loss_names, self.coordinator is not None, val_accuracy)
         for name, right in zip(self.students.names, correct, strict=True):
-            summary[name]["val_accuracy"] = right / len(val)
             if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
@@ -219,18 +221,17 @@ class Trainer:
         self.epochs_done += 1
         if self.instance_weights is not None and self.epochs_done == self.plan.epochs:
             images_of = self.instance_weights.summary(self.students.names, self.loss_names, self.loader.dataset)
-            for name, images in images_of.items():
-                summary[name]["images"] = images
-        return {
-            "stage": self.plan.name,
-            "epoch": self.epochs_done,
-            "step": self.step_index,
-            "lr": self._learning_rate(self.step_index - 1),
-            "coordinator_updates": self.updates,
-            **({} if self.coordinator is None else {"normalise": self.plan.coordinator.normalise}),
-            "students": summary,
-            **(self.plan.method.summary(self.tables) if self.epochs_done == 1 else {}),
-        }
+            summary = {name: replace(student, images=images_of[name]) for name, student in summary.items()}
+        return EpochRecord(
+            stage=self.plan.name,
+            epoch=self.epochs_done,
+            step=self.step_index,
+            lr=self._learning_rate(self.step_index - 1),
+            coordinator_updates=self.updates,
+            normalise=None if self.coordinator is None else self.plan.coordinator.normalise,
+            students=summary,
+            preparation=self.plan.method.summary(self.tables) if self.epochs_done == 1 else {},
+        )
 
     def current(self, name: str) -> Weights:
         """That student's weights now, as copies on the CPU."""

@@ -72,7 +72,7 @@ class Budget:
 
     def __str__(self) -> str:
         written = [
-            f"{_option(name)} {_COSTS[name].show(limit, None) if name in _COSTS else _percent(limit)}"
+            f"{_option(name)} {_COSTS[name].show(limit, None) if name in _COSTS else quantities.show_percent(limit)}"
             for name, limit in self.limits().items()
         ]
         return " ".join(written + [f"--percentile {self.percentile}"] * (self.percentile != "p50"))
@@ -96,7 +96,7 @@ class Miss:
         cost = _COSTS.get(self.limit)
         if cost is None:
             points = _two_digits(100 * (self.budget - self.need))
-            return f"reaches {_percent(self.need)} on V: {points} points short"
+            return f"reaches {quantities.show_percent(self.need)} on V: {points} points short"
         need = cost.show(self.need, 3)
         if need == cost.show(self.budget, 3):
             need = f"{self.need:,}"  # too near for three digits
@@ -204,10 +204,6 @@ def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
 
 
 def _two_digits(percent: float) -> str:

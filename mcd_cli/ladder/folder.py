@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -93,9 +92,8 @@ class RunFolder:
     def resume_command(self) -> str:
         return f"mcd distill --resume {shlex.quote(str(self.path))}"
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        line = json.dumps(record) + "\n"
+    def log(self, line: str) -> None:
+        """Append a line to metrics.jsonl."""
         try:
             self._metrics.write(line)
             self._metrics.flush()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.metrics import degenerate, last_of_stage
+from mcd_cli.ladder.metrics import EpochRecord, degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
-from mcd_cli.quantities import show_count, show_ms, show_size
+from mcd_cli.quantities import show_count, show_ms, show_percent, show_size
 from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
-from mcd_cli.reporting.plots import SYMBOLS
+from mcd_cli.reporting.style import SYMBOLS
 from mcd_cli.reporting.table import Grid
 
 
@@ -33,8 +32,10 @@ def students(ladder: Ladder) -> Section:
         ce = s.accuracy.ce
         gain = "–" if ce is None else shown_gain(s.accuracy.test - ce, s.accuracy.gain_p)
         costs = (show_count(s.macs), show_count(s.params, 3), show_size(s.bytes, 3))
-        start = "–" if ce is None else _percent(ce)
-        rows.append((s.name, s.arch, *costs, start, _percent(s.accuracy.test) + error, gain, _percent(s.accuracy.val)))
+        start = "–" if ce is None else show_percent(ce)
+        rows.append(
+            (s.name, s.arch, *costs, start, show_percent(s.accuracy.test) + error, gain, show_percent(s.accuracy.val))
+        )
     notes = "MACs: multiply-adds of convolutions and linear layers for one image. Bytes: the float32 weights file. "
     return Section("Students", (Grid(head, tuple(rows)), notes + caption(ladder) + "."))
 
@@ -47,7 +48,7 @@ def exports(ladder: Ladder) -> Section:
             s.exports[format].rpartition("/")[2],
             show_size(e.bytes, 3),
             f"{e.num_val:,} images of V",
-            _percent(e.val),
+            show_percent(e.val),
             _gate(e),
             e.sha256[:12],
         )
@@ -106,18 +107,18 @@ def _variant_name(student: StudentEntry, format: str) -> str:
     return student.name if format == "onnx" else f"{student.name}.{format}"
 
 
-def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section:
+def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
     """C-NET's story: where its weights began, where they ended, and whether they still tell images apart."""
-    own = [record for record in records if record["stage"] != "warm-start"]
-    learned = [record for record in own if any("spread" in s for s in record["students"].values())]
+    own = [record for record in records if record.is_of_method]
+    learned = [record for record in own if any(s.spread for s in record.students.values())]
     title = "How the losses were weighed"
     if not learned:
         rows = []
-        for name, s in [item for record in last_of_stage(own) for item in record["students"].items()]:
-            rows.append((name, *(f"{s['weights'][x]:.2f}" if x in s["weights"] else "–" for x in SYMBOLS)))
+        for name, s in [item for record in last_of_stage(own) for item in record.students.items()]:
+            rows.append((name, *(f"{s.weights[x]:.2f}" if x in s.weights else "–" for x in SYMBOLS)))
         intro = f"{ladder.method} has no coordinator: every image has the same weights."
         return Section(title, (intro, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (intro,))
-    updates = max(record.get("coordinator_updates", 0) for record in learned)
+    updates = max(record.coordinator_updates for record in learned)
     intro = (
         f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
         "Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
@@ -125,12 +126,12 @@ def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section
     )
     rows = []
     for student in ladder.students:
-        epochs = [record["students"][student.name] for record in learned if student.name in record["students"]]
+        epochs = [record.students[student.name] for record in learned if student.name in record.students]
         for symbol in SYMBOLS if epochs else ():
-            if symbol in epochs[-1].get("spread", {}):
-                first, last = epochs[0], epochs[-1]
-                figures = (first["weights"][symbol], last["weights"][symbol], last["spread"][symbol])
-                saturated = _percent(last["saturated"][symbol])
+            first, last = epochs[0], epochs[-1]
+            if last.spread and last.saturated and symbol in last.spread:
+                figures = (first.weights[symbol], last.weights[symbol], last.spread[symbol])
+                saturated = show_percent(last.saturated[symbol])
                 rows.append((student.name, SYMBOLS[symbol], *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
     warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
@@ -176,7 +177,7 @@ def _teacher(ladder: Ladder) -> str:
     saw = {True: "it has seen V", False: "it has not seen V", None: "whether it has seen V is not known"}[
         teacher.saw_val
     ]
-    reached = f"{_percent(teacher.accuracy.test)} on test, {_percent(teacher.accuracy.val)} on V"
+    reached = f"{show_percent(teacher.accuracy.test)} on test, {show_percent(teacher.accuracy.val)} on V"
     return f"Teacher: {teacher.arch}, {reached}; {saw}; sha256 {teacher.sha256[:12]}."
 
 
@@ -214,7 +215,3 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
             else:
                 parts.append(block if isinstance(block, str) else "\n".join(f"- {item}" for item in block))
     return "\n\n".join(parts) + "\n"
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"

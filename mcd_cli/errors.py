@@ -31,7 +31,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def reason(error: object) -> str:
+def reason_of(error: object) -> str:
     """What somebody else's exception says, on one line; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mcd_cli.cli.startup import exit_now
-from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.errors import Interrupted, McdError, UserError, reason_of
 
 app = typer.Typer(
     name="mcd",
@@ -411,7 +411,7 @@ def run_command() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        fail(f"a fault of mcd ({type(error).__name__}: {' '.join(str(error).split())}); --debug shows where", 1)
+        fail(f"a fault of mcd ({type(error).__name__}: {reason_of(error)}); --debug shows where", 1)
 
 
 def main() -> None:

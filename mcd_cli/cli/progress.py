@@ -80,7 +80,7 @@ class View:
             mean = sum(accuracy.values()) / len(accuracy)
             self.progress.update(self.task, description=f"{record.stage}  V {mean:.1%}")
         else:
-            done = f"{record.epoch}/{self.num_epochs[record['stage']]}"
+            done = f"{record.epoch}/{self.num_epochs[record.stage]}"
             self.console.print(f"{record.stage} {done}: {_accuracies(accuracy)} on V")
 
 

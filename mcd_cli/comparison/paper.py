@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mcd_cli.comparison.schema import PaperFigures
 from mcd_cli.recipe.schema import Recipe
 
 FILE = Path(__file__).with_name("paper.toml")  # Tables 1, 2 and 4
@@ -40,8 +41,8 @@ def blocks() -> list[dict[str, Any]]:
     return blocks
 
 
-def papers_figures(recipe: Recipe) -> dict[str, Any] | None:
-    """{teacher_accuracy, table, students: {name: {method: %}}} of the block with this data set, teacher and students.
+def papers_figures(recipe: Recipe) -> PaperFigures | None:
+    """Those of the block with this data set, teacher and students.
 
     None where the paper has no such block. Table 4 adds its mc-distil-nops alone: its mc-distil is not Table 1's.
     """
@@ -55,7 +56,7 @@ def papers_figures(recipe: Recipe) -> dict[str, Any] | None:
         if arch in main["students"]:
             nops = ablation.get(arch, {}).get("mc-distil-nops")
             students[name] = main["students"][arch] | ({} if nops is None else {"mc-distil-nops": nops})
-    return {"table": main["table"], "teacher_accuracy": main["teacher_accuracy"], "students": students}
+    return PaperFigures(table=main["table"], teacher_accuracy=main["teacher_accuracy"], students=students)
 
 
 def _covers(students: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import write_whole
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.settings import DistillSection
@@ -84,7 +84,7 @@ class Plan:
             )
             return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); name another --out") from None
+            raise UserError(f"{path} cannot be read ({reason_of(error)}); name another --out") from None
 
     def refuse_other_base(self, other: Plan) -> None:
         """The folder's comparison may gain methods and seeds, but what they share stays."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import read_small
 
 MAX_BYTES = 2**28  # the official batches have 155 MB at most
@@ -27,8 +27,7 @@ def load_pickle(path: Path) -> dict[bytes, Any]:
     except _Refused as error:
         raise UserError(f"{str(path)!r} is refused: its pickle asks for {error}") from None
     except Exception as error:  # a pickle machine fed with anything raises anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{str(path)!r} is no whole CIFAR batch ({reason}); fetch it again") from None
+        raise UserError(f"{str(path)!r} is no whole CIFAR batch ({reason_of(error)}); fetch it again") from None
 
 
 class _Refused(Exception):

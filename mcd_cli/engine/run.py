@@ -27,7 +27,7 @@ from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.engine.teacher_logits import NoTeacherLogits, TeacherLogits
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import WARM_START, degenerate
@@ -149,8 +149,9 @@ class Run:
                 shape = tuple(network.to(image.device).eval()(image).shape)
         except (RuntimeError, ValueError, AssertionError) as error:
             size = "x".join(map(str, self.dataset.input_shape))
-            first = str(error).strip().partition("\n")[0]
-            raise UserError(f"{what} cannot take {size} images ({first}); try another --image-size") from None
+            raise UserError(
+                f"{what} cannot take {size} images ({reason_of(error)}); try another --image-size"
+            ) from None
         if shape != (len(image), self.dataset.num_classes):
             raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 
 LARGEST = 4096  # images of a fixed batch, or pixels of a side
 LOOPS = {"Loop", "Scan", "SequenceMap"}
@@ -35,7 +35,7 @@ class OnnxTeacher(nn.Module):
         try:
             document = onnx.load(str(path), format="protobuf", load_external_data=False)
         except Exception as error:  # protobuf's and onnx's have no common base
-            raise UserError(f"teacher {path} is no ONNX file that can be run: {_line(error)}") from None
+            raise UserError(f"teacher {path} is no ONNX file that can be run: {reason_of(error)}") from None
         graph = document.graph
         if why := _forbidden(document, path.parent):
             raise self._refused(why)
@@ -46,7 +46,7 @@ class OnnxTeacher(nn.Module):
             with _limited_memory(path.stat().st_size):
                 self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
-            raise UserError(f"teacher {path} is no ONNX file that can be run: {_line(error)}") from None
+            raise UserError(f"teacher {path} is no ONNX file that can be run: {reason_of(error)}") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if not outputs:
             raise self._refused("it has no output")
@@ -87,7 +87,7 @@ class OnnxTeacher(nn.Module):
                 found = self.session.run([self.output], {self.input: images.astype(self.dtype)})
             logits: np.ndarray[Any, Any] = found[0]
         except Exception as error:  # as above
-            raise self._refused(f"images {list(images.shape)} made it fail: {_line(error)}") from None
+            raise self._refused(f"images {list(images.shape)} made it fail: {reason_of(error)}") from None
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,10 +143,6 @@ def _limited_memory(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _spoken(inputs: list[Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from mcd_cli.errors import RunFailed, UserError, unknown
+from mcd_cli.errors import RunFailed, UserError, reason_of, unknown
 
 SMALL = "@small"
 
@@ -89,9 +89,9 @@ def load_pretrained(network: nn.Module, name: str) -> int:
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        first = str(error).strip().partition("\n")[0]
         raise RunFailed(
-            f"cannot get the pretrained weights of torchvision:{name} ({first}); put {weights.url} into {folder}"
+            f"cannot get the pretrained weights of torchvision:{name} ({reason_of(error)}); "
+            f"put {weights.url} into {folder}"
         ) from None
     mine = network.state_dict()
     fitting = {key: value for key, value in state.items() if key in mine and mine[key].shape == value.shape}

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mcd_cli.errors import RunFailed, UserError
+from mcd_cli.errors import RunFailed, UserError, reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # of one process for the others: the first may be decoding a data set
@@ -45,7 +45,7 @@ class Processes:
                     return cls()
                 _begin(device, local_rank)
         except ValueError as error:
-            raise UserError(f"several processes are started with torchrun, not by hand ({_first(error)})") from None
+            raise UserError(f"several processes are started with torchrun, not by hand ({reason_of(error)})") from None
         return cls(dist.get_rank(), dist.get_world_size(), local_rank, local_world)
 
     def leave(self) -> None:
@@ -160,8 +160,6 @@ def _peers() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # dist.DistError and gloo's own
-        raise RunFailed(f"another process of this run has ended; what it said is the cause ({_first(error)})") from None
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:120]
+        raise RunFailed(
+            f"another process of this run has ended; what it said is the cause ({reason_of(error)})"
+        ) from None

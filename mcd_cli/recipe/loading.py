@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mcd_cli.data import DATASETS
-from mcd_cli.errors import UserError, first_problem, reason, unknown
+from mcd_cli.errors import UserError, first_problem, reason_of, unknown
 from mcd_cli.files import as_path, read_small
 from mcd_cli.recipe.schema import Recipe
 
@@ -88,7 +88,7 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         content = _toml(read_small(path, MAX_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, integers of thousands of digits
-        raise UserError(f"recipe {path} cannot be read: {reason(error)}") from None
+        raise UserError(f"recipe {path} cannot be read: {reason_of(error)}") from None
     base = content.pop("extends", None)
     if base is None:
         return content

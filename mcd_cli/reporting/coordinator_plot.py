@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT
 from mcd_cli.ladder.metrics import EpochRecord, ImagesRecord, StudentRecord
-from mcd_cli.reporting.style import SYMBOLS, as_files
+from mcd_cli.reporting.style import as_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ COLUMNS = (
     "by class, sorted by β",
     "highest (above) and lowest teacher weight β; ! mislabelled",
 )
+LETTERS = {"alpha": "α (label)", "beta": "β (teacher)", "gamma": "γ (pooled students)"}
 COLOURS = {"alpha": "#777777", "beta": "#1b6ca8", "gamma": "#c0504d"}
 
 
@@ -94,7 +95,7 @@ def _course(axes: Axes, course: list[tuple[int, StudentRecord]]) -> None:
     for symbol in course[-1][1].weights:
         mean = [student.weights[symbol] for _, student in course]
         spread = [(student.spread or {})[symbol] for _, student in course]
-        axes.plot(epochs, mean, color=COLOURS[symbol], label=SYMBOLS[symbol], marker="." if len(epochs) < 30 else "")
+        axes.plot(epochs, mean, color=COLOURS[symbol], label=LETTERS[symbol], marker="." if len(epochs) < 30 else "")
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(epochs, low, high, color=COLOURS[symbol], alpha=0.2, linewidth=0)
         saturated = [(student.saturated or {})[symbol] for _, student in course]

@@ -10,7 +10,7 @@ from mcd_cli.ladder.metrics import EpochRecord, degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
 from mcd_cli.quantities import show_count, show_ms, show_percent, show_size
 from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
-from mcd_cli.reporting.style import SYMBOLS
+from mcd_cli.reporting.plots import SYMBOLS
 from mcd_cli.reporting.table import Grid
 
 

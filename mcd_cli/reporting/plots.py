@@ -12,13 +12,14 @@ from mcd_cli.ladder.folder import LADDER_PLOT, TRAINING_PLOT
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import TEACHER, WARM_START, EpochRecord, read_metrics
 from mcd_cli.quantities import show_count, show_size
-from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, SYMBOLS, as_files
+from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LARGEST_AREA = 700.0  # of a student's disc, in square points
+SYMBOLS = {"alpha": "α (labels)", "beta": "β (teacher)", "gamma": "γ (students)"}
 
 
 def draw(ladder: Ladder, folder: Path) -> list[Path]:

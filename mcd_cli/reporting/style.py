@@ -14,7 +14,6 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "png": {"dpi": 160, "pil_kwargs": {"compress_level": 2}},  # a tenth larger, in a quarter of the time
     "svg": {"metadata": {"Date": None}},
 }
-SYMBOLS = {"alpha": "α (labels)", "beta": "β (teacher)", "gamma": "γ (students)"}  # the losses' weights
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mcd"}
 
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from mcd_cli.cli import app
 from mcd_cli.comparison.figures import cohorts, draw, gains_over_closest
-from mcd_cli.comparison.paper import blocks, papers_figures
+from mcd_cli.comparison.paper import PaperFigures, blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
 from mcd_cli.comparison.runner import Comparison
-from mcd_cli.comparison.schema import Document, PaperFigures
+from mcd_cli.comparison.schema import Document
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Run, RunOptions
@@ -428,7 +428,7 @@ def test_a_dry_run_leaves_nothing(
         ("--resume nowhere --methods kd", "--resume goes on with the plan in its folder"),
         ("--paper --methods kd", "--paper: no block of the paper's tables"),
         ("--overlay none.toml", "no recipe file none.toml"),
-        ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu or cuda"),
+        ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu, cuda or mps"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -12,7 +12,7 @@ import pytest
 
 from mcd_cli.cli import app
 from mcd_cli.data import load_dataset
-from mcd_cli.ladder import load_ladder
+from mcd_cli.ladder.manifest import load_ladder
 
 NAME = "resnet10-xxs"
 

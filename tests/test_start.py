@@ -17,13 +17,13 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_leaving_writes_everything_first() -> None:
     done = run(
         "import sys\nfrom mcd_cli.cli.startup import exit_now\n"
-        "print('x' * 300_000, end='')\nprint('y', end='', file=sys.stderr)\nleave(3)"
+        "print('x' * 300_000, end='')\nprint('y', end='', file=sys.stderr)\nexit_now(3)"
     )
     assert (done.returncode, len(done.stdout), done.stderr) == (3, 300_000, "y")
 
 
 def test_leaving_when_the_reader_has_left() -> None:
-    code = "import sys\nfrom mcd_cli.cli.startup import exit_now\nsys.stdin.read()\nprint('x' * 9)\nleave(4)"
+    code = "import sys\nfrom mcd_cli.cli.startup import exit_now\nsys.stdin.read()\nprint('x' * 9)\nexit_now(4)"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen([sys.executable, "-c", code], env=buffered, **PIPES)
     assert process.stdout is not None

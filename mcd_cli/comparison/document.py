@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 import mcd_cli
 from mcd_cli.comparison.cells import Trained
+from mcd_cli.comparison.paper import PaperFigures
 from mcd_cli.comparison.plan import Plan, differing
 from mcd_cli.comparison.schema import (
     ClaimResult,
@@ -19,7 +20,6 @@ from mcd_cli.comparison.schema import (
     Control,
     DatasetSummary,
     Document,
-    PaperFigures,
     Spread,
     StatisticsUsed,
     StudentCost,

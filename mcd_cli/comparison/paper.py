@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcd_cli.comparison.schema import PaperFigures
 from mcd_cli.recipe.schema import Recipe
 
 FILE = Path(__file__).with_name("paper.toml")  # Tables 1, 2 and 4
@@ -28,6 +28,15 @@ TABLE_3 = {
     "resnet18": (("555 M", "11.22 M"), ("2221 M", "11.27 M")),
     "resnet34": (("1159 M", "21.32 M"), ("4637 M", "21.38 M")),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFigures:
+    """The paper's accuracies in %: student → method."""
+
+    table: int
+    teacher_accuracy: float | None
+    students: dict[str, dict[str, float]]
 
 
 def blocks() -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from mcd_cli.comparison.cells import (
 )
 from mcd_cli.comparison.document import describe
 from mcd_cli.comparison.figures import draw
+from mcd_cli.comparison.paper import PaperFigures
 from mcd_cli.comparison.plan import MARKDOWN, Cell, Plan
-from mcd_cli.comparison.schema import Document, PaperFigures
+from mcd_cli.comparison.schema import Document
 from mcd_cli.comparison.shared import Engine, Shared
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, InfoMessage, Listener, WarningMessage

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from mcd_cli.comparison.paper import PaperFigures
 from mcd_cli.comparison.plan import DOCUMENT
 from mcd_cli.comparison.statistics import Contrast
 from mcd_cli.errors import UserError, reason_of
@@ -136,15 +137,6 @@ class Verdict:
     parts: dict[str, tuple[str, str] | None]
     claims: dict[str, ClaimResult]
     lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperFigures:
-    """The paper's accuracies in %: student → method."""
-
-    table: int
-    teacher_accuracy: float | None
-    students: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)

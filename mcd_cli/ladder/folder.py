@@ -69,7 +69,7 @@ class RunFolder:
         folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
-        from mcd_cli.recipe.loading import load_recipe  # pydantic takes longer to start than `mcd select`
+        from mcd_cli.recipe.loading import load_recipe  # only a run that goes on needs it
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)

@@ -1,17 +1,61 @@
-"""mcd: a ladder of small students from one teacher."""
+"""Distil an image classifier into a ladder of small students, then choose and run one.
+
+Training happens on the command line (`mcd distill`). Python uses what a run leaves behind:
+
+    from mcd_cli import NothingFits, load_ladder
+
+    ladder = load_ladder("runs/digits-mc-distil-1")
+    try:
+        student = ladder.select(max_macs="1M", min_accuracy="90%")  # the most accurate one within both limits
+    except NothingFits as error:
+        raise SystemExit(f"{error}")  # names the nearest miss
+    model = student.load()  # a torch module: RGB float32 [n, 3, H, W] in [0, 1] → logits [n, C]
+
+    session = ladder.session(student.name)  # its ONNX file in onnxruntime, after `mcd export`; no torch
+    session.predict("digit.png", top=3)
+
+Every error that mcd raises on purpose is an `McdError` whose message is one line.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mcd_cli.errors import GateRefused, Interrupted, McdError, NothingFits, RunFailed, UserError
+    from mcd_cli.ladder.manifest import Ladder, load_ladder
+    from mcd_cli.ladder.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["load_ladder"]
+__all__ = [
+    "GateRefused",
+    "Interrupted",
+    "Ladder",
+    "McdError",
+    "NothingFits",
+    "RunFailed",
+    "Session",
+    "UserError",
+    "load_ladder",
+]
+
+_ERRORS = ("GateRefused", "Interrupted", "McdError", "NothingFits", "RunFailed", "UserError")
+_HOMES = dict.fromkeys(_ERRORS, "mcd_cli.errors") | {
+    "Ladder": "mcd_cli.ladder.manifest",
+    "Session": "mcd_cli.ladder.session",
+    "load_ladder": "mcd_cli.ladder.manifest",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`load_ladder` is imported on first use, so that `import mcd_cli` stays free."""
-    if name == "load_ladder":
-        from mcd_cli.ladder.manifest import load_ladder
+    """A public name is imported on first use, so that `import mcd_cli` itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
-        return load_ladder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m mcd_cli` is `mcd`."""
+"""Lets `python -m mcd_cli` run the same command line as `mcd`."""
 
 from mcd_cli.cli.app import main
 

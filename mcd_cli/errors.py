@@ -1,4 +1,4 @@
-"""What can go wrong, as the user sees it: one line, what is wrong and what to do, and an exit code."""
+"""Errors as the user sees them: one line that says what is wrong and what to do, and an exit code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-LONGEST = 2000  # characters of a message; a file may hold a name of any length
+LONGEST = 2000  # characters in a message; names quoted from a file can have any length
 
 
 class McdError(Exception):
-    """A failure that is told in one line; `exit_code` is what the shell sees.
+    """Base class of every error that mcd raises on purpose: a one-line message and the process's `exit_code`.
 
-    Names out of files and folders stand in messages, so whatever a terminal would obey is written as an escape.
+    Messages quote names found in files and folders, so control characters are escaped before they reach a terminal.
     """
 
     exit_code = 1
@@ -25,7 +25,7 @@ class McdError(Exception):
 
 
 def one_line(text: str) -> str:
-    """The text with line ends, control characters and lone surrogates escaped, its middle left out where too long."""
+    """The text with line breaks, control characters and lone surrogates escaped; the middle of a long text is cut."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -47,35 +47,35 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
 
 
 class RunFailed(McdError):
-    """The run failed through us or the machine: NaN, disk, memory, network, a lost worker."""
+    """The run failed although the input was valid: NaN, a full disk, memory, the network, a lost worker process."""
 
 
 class UserError(McdError):
-    """The user's input is wrong: a name, a value, a file, a folder."""
+    """The user's input is wrong: a name, a value, a file or a folder."""
 
     exit_code = 2
 
 
 class NothingFits(McdError):
-    """No student fits the budget."""
+    """No student fits the budget; the message names the nearest miss."""
 
     exit_code = 3
 
 
 class GateRefused(McdError):
-    """A gate refused: the export differs from the model, the teacher is near chance."""
+    """A check failed: the exported file differs from the model, or the teacher is near chance."""
 
     exit_code = 4
 
 
 class Interrupted(McdError):
-    """Stopped by a signal; the state is saved and the message holds the resume command."""
+    """A signal stopped the run; its state is saved and the message gives the command that resumes it."""
 
     exit_code = 130
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known ones offered (or all of them when none is near)."""
+    """A UserError for an unknown name; it suggests the nearest known names, or lists all when none is near."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

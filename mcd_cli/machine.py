@@ -1,4 +1,4 @@
-"""Which machine this is: what a measured time belongs to."""
+"""Identifies this machine, so that every measured time can name its hardware."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 
 
 def processor() -> str:
-    """The processor's model."""
+    """The processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""Input normalisations by name, for teachers that were trained elsewhere (--teacher-norm)."""
+"""Named input normalisations, for teachers that were trained elsewhere (--teacher-norm)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mcd_cli.errors import UserError, unknown
 
 RGB = tuple[float, float, float]
 
-LARGEST = 1e6  # of a mean, a std and 1/std: what float32 can subtract and divide by; pixels lie in [0, 1]
+LARGEST = 1e6  # limit for a mean, a std and 1/std, so that float32 keeps its precision; pixels lie in [0, 1]
 
 NORMS: dict[str, tuple[RGB, RGB]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -20,7 +20,7 @@ NORMS: dict[str, tuple[RGB, RGB]] = {
 
 
 def parse_norm(text: str) -> tuple[RGB, RGB] | None:
-    """Mean and std of RGB in [0, 1] for a name or `R,G,B/R,G,B`; None for `auto` (the data set's own)."""
+    """Mean and std for RGB in [0, 1], from a name or `R,G,B/R,G,B`; None for `auto`. Raises UserError."""
     if text == "auto":
         return None
     if text in NORMS:
@@ -34,6 +34,7 @@ def parse_norm(text: str) -> tuple[RGB, RGB] | None:
     fits = all(abs(v) <= LARGEST for v in mean + std) and all(v >= 1 / LARGEST for v in std)
     if len(mean) != 3 or len(std) != 3 or not fits:
         raise UserError(
-            f"normalisation {text!r} is not mean/std as R,G,B/R,G,B; for example .485,.456,.406/.229,.224,.225"
+            f"normalisation {text!r} is not a mean and std; "
+            "write R,G,B/R,G,B, for example .485,.456,.406/.229,.224,.225"
         )
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

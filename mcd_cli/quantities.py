@@ -1,7 +1,7 @@
-"""Quantities as people write them: `16M`, `400KB`, `1.5ms`, `72%`, `20steps`. Torch-free.
+"""Parses and prints quantities as people write them: `16M`, `400KB`, `1.5ms`, `72%`, `20steps`. Torch-free.
 
-K, M and G are powers of 1000; KiB, MiB and GiB of 1024; a bare number is in base units (one, bytes,
-milliseconds). Parsing is exact: no count or size passes through a float.
+K, M and G are powers of 1000; KiB, MiB and GiB are powers of 1024; a bare number is a count, bytes or
+milliseconds. Parsing is exact: no count or size passes through a float.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mcd_cli.errors import UserError
 
 _MICRO = ("us", "\u00b5s", "\u03bcs")  # the letter u, the micro sign, the Greek letter
 _WRITTEN = re.compile(r"(\d*)(?:\.(\d*))?(?:e([+-]?\d{1,2}))?\s*([a-z\u00b5\u03bc%]*)", re.ASCII | re.IGNORECASE)
-_LONGEST = 40  # characters; a longer text is no quantity
+_LONGEST = 40  # characters; a longer text cannot be a quantity
 _LARGEST = 10**18
 
 _COUNT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -27,14 +27,14 @@ _INTERVAL = {"step": 1, "steps": 1, "s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Interval:
-    """How often something is done: every `steps` steps or every `seconds` seconds; exactly one is set."""
+    """How often to do something: every `steps` steps or every `seconds` seconds; exactly one is set."""
 
     steps: int | None = None
     seconds: float | None = None
 
 
 def count(text: str | float) -> int:
-    """A number of things (MACs, parameters): `16M`, `2.5G`, `320K`, `8008`. Raises UserError."""
+    """A count (MACs, parameters): `16M`, `2.5G`, `320K`, `8008`. Raises UserError."""
     return _whole(text, _COUNT, "count", "16M, 2.5G, 320K or 8008")
 
 
@@ -50,7 +50,7 @@ def duration(text: str | float) -> float:
 
 
 def accuracy(text: str | float) -> float:
-    """An accuracy as a fraction: `0.72` or `72%`; a bare number above 1 is refused. Raises UserError."""
+    """An accuracy as a fraction: `0.72` or `72%`; a bare number above 1 is an error. Raises UserError."""
     example = "0.72 or 72%"
     top, bottom, _ = _parse(text, _ACCURACY, "accuracy", example)
     if top > 100 * bottom:
@@ -59,7 +59,7 @@ def accuracy(text: str | float) -> float:
 
 
 def interval(text: str) -> Interval:
-    """How often: `20steps`, `30s`, `2min`. Raises UserError."""
+    """An interval: `20steps`, `30s`, `2min`. Raises UserError."""
     example = "20steps, 30s or 2min"
     top, bottom, unit = _parse(text, _INTERVAL, "interval", example)
     if top == 0:
@@ -72,17 +72,17 @@ def interval(text: str) -> Interval:
 
 
 def show_count(value: float, digits: int | None = None) -> str:
-    """`16.18M`: two decimals at most, or `digits` significant digits."""
+    """A count as `16.18M`: at most two decimals, or `digits` significant digits."""
     return _show(value, {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}, digits)
 
 
 def show_size(value: float, digits: int | None = None) -> str:
-    """Bytes as `1.28MB`, in powers of 1000: two decimals at most, or `digits` significant digits."""
+    """Bytes as `1.28MB`, in powers of 1000: at most two decimals, or `digits` significant digits."""
     return _show(value, {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}, digits)
 
 
 def show_ms(value: float, digits: int | None = None) -> str:
-    """Milliseconds as `800us`, `1.5ms`, `2s`: two decimals at most, or `digits` significant digits."""
+    """Milliseconds as `800us`, `1.5ms`, `2s`: at most two decimals, or `digits` significant digits."""
     return _show(value, {"us": 1e-3, "ms": 1, "s": 1e3}, digits)
 
 
@@ -91,14 +91,14 @@ def show_percent(fraction: float) -> str:
 
 
 def show_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
+    """Seconds as `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _show(value: float, units: Mapping[str, float], digits: int | None) -> str:
-    """The value in the largest unit of which it holds one; what rounds to 1000 of a unit is 1 of the next."""
+    """The value in the largest unit not above it; a value that rounds to 1000 of a unit becomes 1 of the next."""
     text = ""
     for unit, scale in units.items():
         scaled = value / scale
@@ -119,7 +119,7 @@ def _whole(text: str | float, units: Mapping[str, int], kind: str, example: str)
 
 
 def _parse(text: str | float, units: Mapping[str, int], kind: str, example: str) -> tuple[int, int, str]:
-    """The value in the table's smallest unit as an exact fraction (top, bottom), and the unit, lower case."""
+    """The value in the table's smallest unit as an exact fraction (top, bottom), and the unit in lower case."""
     if isinstance(text, str):
         written = text.strip(" ")
     elif isinstance(text, bool) or not isinstance(text, int | float) or not 0 <= text <= _LARGEST:

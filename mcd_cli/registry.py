@@ -1,22 +1,33 @@
-"""Families of things known by name: torch-free tables, name -> "module:attribute"."""
+"""Tables of what has a name: torch-free rows, each of which names a "module:attribute" to import on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mcd_cli.errors import unknown
 
 
-class Table(Mapping[str, str]):
-    """One family (methods, architectures, data sets). Reading it imports nothing; `load` imports one row."""
+@dataclass(frozen=True)
+class Row:
+    """target: "module:attribute", imported by `Table.load`."""
 
-    def __init__(self, kind: str, rows: Mapping[str, str]) -> None:
+    target: str
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Table(Mapping[str, R], Generic[R]):
+    """The methods, architectures or data sets by name. Reading the table imports nothing; `load` imports one target."""
+
+    def __init__(self, kind: str, rows: Mapping[str, R]) -> None:
         self.kind = kind
         self._rows = dict(rows)
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> R:
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -25,13 +36,27 @@ class Table(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def register(self, name: str, row: R) -> None:
+        """Add a row, for example a method of your own; raises ValueError where the name is taken."""
+        if name in self._rows:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self._rows[name] = row
+
+    def unregister(self, name: str) -> None:
+        """Remove a row."""
+        del self._rows[name]
+
     def check(self, name: str) -> str:
-        """The name itself; raises UserError with the nearest names when it is not in the table."""
+        """The name, if the table has it; otherwise raises UserError with the nearest names."""
         if name not in self._rows:
             raise unknown(self.kind, name, self._rows)
         return name
 
     def load(self, name: str) -> Any:
-        """The attribute that the row points to."""
-        module, attribute = self._rows[self.check(name)].split(":")
+        """Import and return the attribute that the row names. Raises UserError for an unknown name."""
+        module, attribute = self._rows[self.check(name)].target.split(":")
         return getattr(import_module(module), attribute)
+
+    def complete(self, incomplete: str) -> list[str]:
+        """The names that begin so, for the shell's completion."""
+        return [name for name in self._rows if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Every random draw is a function of seeds and positions; there is no hidden generator state."""
+"""Seeded generators: every random draw is a function of a key, and no hidden generator state is involved."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def seed_of(*key: int | str) -> int:
-    """A 63-bit seed from a key such as ("order", seed, epoch): equal keys, equal draws, on any machine."""
+    """A 63-bit seed from a key such as ("order", seed, epoch); equal keys give equal draws on any machine."""
     digest = hashlib.sha256("\x1f".join(f"{type(k).__name__}:{k}" for k in key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose whole stream is a function of the key."""
+    """A CPU generator whose stream depends on the key alone."""
     import torch
 
     return torch.Generator().manual_seed(seed_of(*key))

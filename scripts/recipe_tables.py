@@ -11,7 +11,7 @@ import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,9 +19,8 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mcd_cli.errors import UserError
-from mcd_cli.methods import METHODS
-from mcd_cli.recipe.loading import parse_recipe
+from mcd_cli.methods import METHODS, takers
+from mcd_cli.methods.settings import ACCEPTED_BY_ALL
 from mcd_cli.recipe.schema import Recipe
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
@@ -60,7 +59,7 @@ def _table(section: type[BaseModel], table: str = "", skip: Container[str] = ())
         if name in skip:
             continue
         key = info.alias or name
-        text = documents[name] + (_takers(key, name, info) if table == "distill" else "")
+        text = documents[name] + (_takers(key) if table == "distill" else "")
         cells = [f"`{key}`", _takes(info), _value(getattr(default, name)), text]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -81,18 +80,15 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _takers(key: str, name: str, info: FieldInfo) -> str:
-    """Which methods take a key of [distill]: the schema is asked with another value than the default."""
-    default: Any = info.default
-    other = not default if isinstance(default, bool) else (1.0,) * 3 if isinstance(default, tuple) else 0.7
-    takers = []
-    for method in METHODS:
-        try:
-            parse_recipe({"method": method, "distill": {key: other}})
-        except UserError:
-            continue
-        takers.append(method)
-    return "" if len(takers) == len(METHODS) else f" Only for {', '.join(f'`{method}`' for method in takers)}."
+def _takers(key: str) -> str:
+    """Which methods take a key of [distill], or ignore it."""
+    if key not in ACCEPTED_BY_ALL:
+        return f" Only for {_names(takers(key))}."
+    return f" Ignored by {_names(name for name in METHODS if name not in takers(key))}."
+
+
+def _names(methods: Iterable[str]) -> str:
+    return ", ".join(f"`{method}`" for method in methods)
 
 
 def _takes(info: FieldInfo) -> str:

@@ -23,7 +23,7 @@ def test_names_and_numbers() -> None:
     ["1,2/3", "1,2,3", "1,2,3/4,5", "1,2,3/0,1,1", "1,2,3/-1,1,1", "nan,0,0/1,1,1", "0,0,0/inf,1,1", "a,b,c/1,1,1"],
 )
 def test_what_is_no_mean_and_std(text: str) -> None:
-    with pytest.raises(UserError, match=r"is not mean/std as R,G,B/R,G,B; for example"):
+    with pytest.raises(UserError, match=r"is not a mean and std; write R,G,B/R,G,B, for example"):
         parse_norm(text)
 
 

@@ -1,3 +1,5 @@
+"""Quantities such as 16M, 2ms or 20steps: read, written and refused."""
+
 from __future__ import annotations
 
 import contextlib

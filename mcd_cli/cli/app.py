@@ -11,7 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from mcd_cli.cli.startup import exit_now
+from mcd_cli.data import DATASETS
 from mcd_cli.errors import Interrupted, McdError, UserError, reason_of
+from mcd_cli.methods import METHODS, help_text
 
 app = typer.Typer(
     name="mcd",
@@ -23,7 +25,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog=f"\b\n{help_text()}")
 def distill(
     recipe: Annotated[
         str | None,
@@ -35,7 +37,7 @@ def distill(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits"),
+        typer.Option(help=f"{', '.join(DATASETS)}, or an image folder.", show_default="digits"),
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="Where a built-in data set's files lie.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
@@ -47,7 +49,9 @@ def distill(
         str | None, typer.Option(help="auto, cifar10, cifar100, imagenet, half, none, or R,G,B/R,G,B.")
     ] = None,
     students: Annotated[str | None, typer.Option(help="a,b,… or name=arch,…")] = None,
-    method: Annotated[str | None, typer.Option(help="ce, kd, mc-distil or mc-distil-nops.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of the methods below.", autocompletion=METHODS.complete)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the distillation stage.")] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -143,7 +147,7 @@ def compare(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="digits, cifar10, cifar100, tinyimagenet, or an image folder.", show_default="digits"),
+        typer.Option(help=f"{', '.join(DATASETS)}, or an image folder.", show_default="digits"),
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="Where a built-in data set's files lie.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,

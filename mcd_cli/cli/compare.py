@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mcd_cli.cli.distill import DistillOptions, check, is_out_of_memory, resolve, with_checkpoint_interval
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.ladder.folder import LADDER_PLOT, LOG, MANIFEST, make_folder, next_folder
-from mcd_cli.methods import METHODS
+from mcd_cli.methods import papers_methods
 from mcd_cli.quantities import show_time, size
-from mcd_cli.recipe.overlays import PAPERS_METHODS, Contender, find_contenders
+from mcd_cli.recipe.overlays import Contender, find_contenders
 
 if TYPE_CHECKING:
     from mcd_cli.cli.progress import View
@@ -87,8 +87,8 @@ def resolve_plan(options: CompareOptions) -> Plan:
     for name in options.overlays:
         overlay |= dict(_overlay_named(name).changes)
     base = resolve(options.run, overlay)
-    names = ",".join(name for name in PAPERS_METHODS if name in METHODS) if options.methods is None else options.methods
-    contenders = [contender for name in names.split(",") for contender in find_contenders(name.strip())]
+    names = papers_methods() if options.methods is None else options.methods.split(",")
+    contenders = [contender for name in names for contender in find_contenders(name.strip())]
     for contender in contenders:
         contender.recipe(base, base.seed)  # whatever is wrong with it is told now
     return Plan(base, tuple(contenders), parse_seeds(options.seeds or SEEDS))

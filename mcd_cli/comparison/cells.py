@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mcd_cli.comparison.plan import Cell, differing, kd_link
+from mcd_cli.comparison.plan import Cell, differing, first_link_identity
 from mcd_cli.comparison.shared import Engine, Shared, open_run
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.events import EpochEnded, Event, Listener, StageStarted
@@ -111,7 +111,7 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
 
 def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Iterator[tuple[str, str, Cell]]:
     """(stage, student, kd's cell) where a chain's first link is what kd has trained: by definition the same."""
-    wanted = kd_link(cell.recipe)
+    wanted = first_link_identity(cell.recipe)
     own = next(plan for plan in run.plans if plan.name not in (TEACHER, WARM_START))
     if wanted is None or len(own.stage.students) != 1 or own.stage.teachers != (TEACHER,):
         return

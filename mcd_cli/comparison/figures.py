@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mcd_cli.comparison.schema import ContenderResult, Document
 from mcd_cli.comparison.verdict import SUBJECT
 from mcd_cli.files import write_whole
-from mcd_cli.recipe.overlays import PAPERS_METHODS
+from mcd_cli.methods import papers_methods
 from mcd_cli.reporting.style import GREY, STYLE, as_files
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def gains_over_closest(document: Document) -> dict[str, tuple[float, float, str]
     """Student → mc-distil's gain over its best baseline in points, its standard deviation over seeds, the baseline."""
     rows = {row.name: row.students for row in document.contenders}
     subject = rows.get(SUBJECT)
-    baselines = [name for name in PAPERS_METHODS if name in rows and name != SUBJECT]
+    baselines = [name for name in papers_methods() if name in rows and name != SUBJECT]
     gains = {}
     for student, own in (subject or {}).items():
         others = {name: rows[name][student].last for name in baselines if student in rows[name]}

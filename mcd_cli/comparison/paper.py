@@ -53,7 +53,7 @@ def blocks() -> list[dict[str, Any]]:
 def papers_figures(recipe: Recipe) -> PaperFigures | None:
     """Those of the block with this data set, teacher and students.
 
-    None where the paper has no such block. Table 4 adds its mc-distil-nops alone: its mc-distil is not Table 1's.
+    None where the paper has no such block. Table 4 adds what Table 1 lacks alone: its mc-distil differs from Table 1's.
     """
     here = [b for b in blocks() if b["dataset"] == recipe.dataset and b["teacher"] == recipe.teacher.arch]
     main = next((b for b in here if b["table"] in (1, 2) and _covers(b["students"], recipe)), None)
@@ -63,8 +63,8 @@ def papers_figures(recipe: Recipe) -> PaperFigures | None:
     students = {}
     for name, arch in recipe.students.items():
         if arch in main["students"]:
-            nops = ablation.get(arch, {}).get("mc-distil-nops")
-            students[name] = main["students"][arch] | ({} if nops is None else {"mc-distil-nops": nops})
+            printed = main["students"][arch]
+            students[name] = printed | {m: v for m, v in ablation.get(arch, {}).items() if m not in printed}
     return PaperFigures(table=main["table"], teacher_accuracy=main["teacher_accuracy"], students=students)
 
 

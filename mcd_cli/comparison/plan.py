@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,6 @@ from mcd_cli.recipe.overlays import Contender
 from mcd_cli.recipe.schema import CoordinatorSection, Recipe
 
 PLAN, DOCUMENT, MARKDOWN = "comparison.toml", "comparison.json", "comparison.md"
-
-AS_ONLY_STUDENT = {"takd": "kd", "dgkd": "kd", "meta-distil": "mc-distil-nops", "mc-distil": "mc-distil-nops"}
-"""What a method is with a single student: the largest one has no other teacher, and nobody to pool with."""
-USED = {"ce": (), "kd": ("tau", "lambda_", "total")}
-"""What some methods use of [distill]; the others: all of it."""
-CHAINS = ("takd", "dgkd")
-"""Methods whose first link, the largest student, is kd."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +53,11 @@ class Plan:
                 raise UserError(f"a comparison needs a {kind}")
 
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed; within a seed kd first, because chains take its largest student over."""
+        """All cells, seed by seed; within a seed kd first, as chains take their first link over from it."""
         cells = []
+        links = [{"method": spec.first_link} for spec in METHODS.values() if spec.first_link]
         for seed in self.seeds:
-            for contender in sorted(self.contenders, key=lambda c: c.changes != {"method": "kd"}):
+            for contender in sorted(self.contenders, key=lambda c: c.changes not in links):
                 recipe = contender.recipe(self.base, seed)
                 cells.append(Cell(contender.name, seed, recipe, identity(recipe)))
         return cells
@@ -113,23 +107,21 @@ class Plan:
 
 def identity(recipe: Recipe) -> str:
     """A hash, equal for recipes that train the same students: without settings that the method has no use for."""
-    changes: dict[str, Any] = {}
     method = recipe.method
     if len(recipe.students) == 1:
-        method = AS_ONLY_STUDENT.get(method, method)
-        changes["method"] = method
-    if method in USED:
-        changes["distill"] = _distill(recipe, USED[method])
-    if not METHODS.load(method).learned:
+        method = METHODS[method].alone or method
+    spec = METHODS[method]
+    used = {key: value for key, value in recipe.distill.model_dump().items() if key in spec.settings}
+    changes: dict[str, Any] = {"method": method, "distill": DistillSection.model_validate(used)}
+    if not spec.learned:
         changes["coordinator"] = CoordinatorSection()
     return recipe.model_copy(update=changes).sha256()
 
 
-def kd_link(recipe: Recipe) -> str | None:
-    """The identity of the kd run whose largest student is this chain's first link; None for other methods."""
-    if recipe.method not in CHAINS:
-        return None
-    return identity(recipe.model_copy(update={"method": "kd", "distill": _distill(recipe, USED["kd"])}))
+def first_link_identity(recipe: Recipe) -> str | None:
+    """The identity of the run whose largest student is this chain's first link; None where the method is no chain."""
+    method = METHODS[recipe.method].first_link
+    return None if method is None else identity(recipe.model_copy(update={"method": method}))
 
 
 def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
@@ -171,8 +163,3 @@ def differing(a: Recipe, b: Recipe) -> list[str]:
 
     left, right = flat(a.model_dump()), flat(b.model_dump())
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
-
-
-def _distill(recipe: Recipe, used: Sequence[str]) -> DistillSection:
-    """The section's defaults, but for the keys that are used."""
-    return DistillSection().model_copy(update={key: getattr(recipe.distill, key) for key in used})

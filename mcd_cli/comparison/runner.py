@@ -126,7 +126,7 @@ def planned_updates(run: Run) -> int:
             return -(-plan.epochs * steps // section.every)
         return -(-plan.epochs // section.every) * steps
 
-    learned = [plan for plan in run.plans if plan.method.learned and section.control != "frozen"]
+    learned = [plan for plan in run.plans if plan.learned and section.control != "frozen"]
     return min((of(plan) for plan in learned), default=0)
 
 

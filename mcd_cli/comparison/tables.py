@@ -7,6 +7,7 @@ from statistics import fmean
 
 from mcd_cli.comparison.schema import Document, Spread
 from mcd_cli.comparison.statistics import Contrast
+from mcd_cli.methods import METHODS
 from mcd_cli.quantities import show_percent, show_time
 from mcd_cli.reporting.table import Grid
 
@@ -68,8 +69,8 @@ def remarks(document: Document) -> list[str]:
             lines.append(f"{row.name} is {row.same_as} by definition here: run once.")
         if row.borrowed:
             lines.append(
-                f"{row.name} took {', '.join(row.borrowed)} over from kd, which is the same by definition; "
-                "its time is that of the other links."
+                f"{row.name} took {', '.join(row.borrowed)} over from {METHODS[row.method].first_link}, "
+                "which is the same by definition; its time is that of the other links."
             )
     if len(document.seeds) == 1:
         lines.append("one seed: the intervals know the test images alone, and hold for this seed.")

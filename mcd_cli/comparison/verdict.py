@@ -9,11 +9,30 @@ from mcd_cli.comparison.statistics import Contrast
 
 SUBJECT = "mc-distil"
 BASELINE = "kd"
-OF_INSTANCE_WEIGHTS = ("-mean", "-shuffle", "-scalar")
-OF_COLLABORATION = ("kd-total-2", "kd-total-3", "constant-half", "constant-one")
-ALONE_ENDING = "-alone"
-OF_V = ("kd-train-val",)
-BESIDE = ("kd-tuned", "-nops", "-frozen", "-image", "-paper")  # stated when they ran, needed for no claim
+
+INSTANCE_WEIGHTING, COLLABORATION, USE_OF_V = CLAIMS = ("instance weighting", "collaboration", "use of V")
+CONTROLS: Mapping[str, tuple[str, ...]] = {
+    "-mean": (INSTANCE_WEIGHTING, COLLABORATION),
+    "-shuffle": (INSTANCE_WEIGHTING, COLLABORATION),
+    "-scalar": (INSTANCE_WEIGHTING, COLLABORATION),
+    "kd-total-2": (COLLABORATION,),
+    "kd-total-3": (COLLABORATION,),
+    "constant-half": (COLLABORATION,),
+    "constant-one": (COLLABORATION,),
+    "-alone": (COLLABORATION,),
+    "kd-train-val": (USE_OF_V,),
+    "kd-tuned": (),
+    "-nops": (),
+    "-frozen": (),
+    "-image": (),
+    "-paper": (),
+}
+"""Every control, and the claims that need the subject to beat it; without any, the difference is stated alone.
+
+A name with a leading dash is an ending: each subject has a control of its own (mc-distil-mean is mc-distil's).
+"""
+MEAN, ALONE = "-mean", "-alone"  # the controls that parts of the gain are measured by
+HEAVIER, CONSTANT = "kd-total-", "constant-"  # and the families of which the nearest in total weight is taken
 
 UNEVEN = 0.2  # of total weight, from which a pair is no longer at one weight
 
@@ -56,8 +75,13 @@ class Question:
 
 def subjects_of(names: Iterable[str]) -> list[str]:
     """Whose gains are judged: mc-distil and its variants that are no control of another."""
-    endings = (*OF_INSTANCE_WEIGHTS, ALONE_ENDING, *(name for name in BESIDE if name.startswith("-")))
+    endings = tuple(name for name in CONTROLS if name.startswith("-"))
     return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
+
+
+def controls_of(subject: str) -> dict[str, tuple[str, ...]]:
+    """The names of its controls, each with the claims that need it."""
+    return {subject + name if name.startswith("-") else name: claims for name, claims in CONTROLS.items()}
 
 
 def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
@@ -74,10 +98,9 @@ def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
         matches = [name for name in totals if name.startswith(prefix)]
         return min(matches, key=lambda name: abs(totals[name] - to)) if matches else None
 
-    constant = nearest("constant-", totals[subject])
-    heavier = nearest("kd-total-", totals[subject] if constant is None else totals[constant])
-    mean = subject + "-mean" if subject + "-mean" in totals else None
-    alone = subject + ALONE_ENDING if subject + ALONE_ENDING in totals else None
+    constant = nearest(CONSTANT, totals[subject])
+    heavier = nearest(HEAVIER, totals[subject] if constant is None else totals[constant])
+    mean, alone = (name if name in totals else None for name in (subject + MEAN, subject + ALONE))
 
     def part(name: str, a: str | None, b: str | None, needed: Sequence[str]) -> Part:
         if a is not None and b is not None:
@@ -88,25 +111,18 @@ def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
     parts = (
         part("total weight", heavier, BASELINE, ("kd-total-2 or -3", BASELINE)),
         part("pooled term", constant, heavier, ("constant-half or -one", "kd-total-2 or -3")),
-        part("learned mixture", mean, constant, (subject + "-mean", "constant-half or -one")),
-        part("instance weights", subject, mean, (subject, subject + "-mean")),
-        part("sharing one C-NET", subject, alone, (subject, subject + ALONE_ENDING)),
+        part("learned mixture", mean, constant, (subject + MEAN, "constant-half or -one")),
+        part("instance weights", subject, mean, (subject, subject + MEAN)),
+        part("sharing one C-NET", subject, alone, (subject, subject + ALONE)),
     )
-    own = tuple(subject + ending for ending in OF_INSTANCE_WEIGHTS)
-    claims = tuple(
-        Claim(
-            name,
-            tuple(other for other in needed if other in totals),
-            tuple(other for other in needed if other not in totals),
-        )
-        for name, needed in (
-            ("instance weighting", own),
-            ("collaboration", (*own, *OF_COLLABORATION, subject + ALONE_ENDING)),
-            ("use of V", OF_V),
-        )
-    )
-    beside = [subject + name if name.startswith("-") else name for name in BESIDE]
-    return Question(subject, parts, claims, tuple((subject, other) for other in beside if other in totals))
+    controls = controls_of(subject)
+    claims = []
+    for name in CLAIMS:
+        needed = [other for other, needed_by in controls.items() if name in needed_by]
+        ran = tuple(other for other in needed if other in totals)
+        claims.append(Claim(name, ran, tuple(other for other in needed if other not in totals)))
+    beside = tuple((subject, other) for other, needed_by in controls.items() if not needed_by and other in totals)
+    return Question(subject, parts, tuple(claims), beside)
 
 
 def beats(contrast: Contrast) -> bool:

@@ -1,6 +1,6 @@
-"""Data sets by name, decoded, split and augmented. This table is torch-free; `load_dataset` imports one reader.
+"""Loads data sets by name, decodes, splits and augments them. The table is torch-free; `load_dataset` imports a reader.
 
-To add a data set: a reader that returns `Decoded`, and a row below; splits and augmentation are functions of seeds.
+To add a data set, write a reader that returns `Decoded` and add a row below; splits and augmentation need only seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path
-from mcd_cli.registry import Table
+from mcd_cli.registry import Row, Table
 
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 DATASETS = Table(
     "data set",
     {
-        "digits": "mcd_cli.data.digits:read",
-        "cifar10": "mcd_cli.data.cifar:read_cifar10",
-        "cifar100": "mcd_cli.data.cifar:read_cifar100",
-        "tinyimagenet": "mcd_cli.data.tiny_imagenet:read",
+        "digits": Row("mcd_cli.data.digits:read"),
+        "cifar10": Row("mcd_cli.data.cifar:read_cifar10"),
+        "cifar100": Row("mcd_cli.data.cifar:read_cifar100"),
+        "tinyimagenet": Row("mcd_cli.data.tiny_imagenet:read"),
     },
 )
 
 
 def to_stderr(line: str) -> None:
+    """Print a progress line to stderr."""
     print(line, file=sys.stderr)
 
 
 def find_folder(name: str, data_root: str | None = None) -> Path | None:
-    """None for a built-in name, else the folder that the name stands for (looked for in data_root first).
+    """None for a built-in name, otherwise the folder of that name (data_root is searched first).
 
-    A built-in name wins; `./cifar100` forces the folder. Raises UserError when it is neither.
+    A built-in name takes precedence; write `./cifar100` for a folder. Raises UserError if the name is neither.
     """
     if name in DATASETS:
         return None
@@ -46,10 +47,10 @@ def find_folder(name: str, data_root: str | None = None) -> Path | None:
         if name and place.is_dir():
             return place
         if name and place.exists():
-            raise UserError(f"data set {name!r} is a file; unpack it and name the folder")
+            raise UserError(f"data set {name!r} is a file; unpack it and give the folder")
     if "/" in name:
         raise UserError(f"data set folder {name!r} does not exist")
-    raise UserError(f"{unknown('data set', name, DATASETS)} (no folder has that name either)")
+    raise UserError(f"{unknown('data set', name, DATASETS)} (there is no folder of that name either)")
 
 
 def load_dataset(
@@ -63,20 +64,20 @@ def load_dataset(
     max_memory: int | None = None,
     report: Callable[[str], None] = to_stderr,
 ) -> Dataset:
-    """A built-in data set or a folder of images, decoded, split and ready to index.
+    """Load a built-in data set or a folder of images, decoded, split and ready to index.
 
-    data_root: where a built-in data set's files lie (default: the downloads in the cache folder).
-    image_size: side in pixels of the square images; None keeps the data set's own.
-    label_noise: fraction in [0, 1) of the training labels replaced by another class; V and test stay clean.
-    max_memory: bytes of images held in memory, larger data sets are mapped (None: half of what is available).
-    report: takes progress and explanations, one line each.
+    data_root: folder with a built-in data set's files (None: the downloads in the cache folder).
+    image_size: side length in pixels of the square images; None keeps the data set's own.
+    label_noise: fraction in [0, 1) of the training labels replaced by another class; val and test keep their labels.
+    max_memory: bytes of images held in memory; larger data sets are memory-mapped (None: half of the free memory).
+    report: called with progress and explanations, one line each.
 
-    Raises UserError for a wrong name, option or file, RunFailed when a download or the cache fails.
+    Raises UserError for a wrong name, option or file, and RunFailed if a download or the cache fails.
     """
     if image_size is not None and image_size < 1:
-        raise UserError(f"image size {image_size} is not a number of pixels above 0")
+        raise UserError(f"image size {image_size} is not a positive number of pixels")
     if not 0 <= label_noise < 1:
-        raise UserError(f"label noise {label_noise} is outside [0, 1)")
+        raise UserError(f"label noise {label_noise} is out of range; give a fraction in [0, 1)")
     folder = find_folder(name, data_root)
 
     from mcd_cli.data import memory

@@ -1,4 +1,4 @@
-"""Unpacking archives that others made: nothing leaves the folder, nothing but files, and bounded in size."""
+"""Unpacks untrusted archives safely: only regular files and folders, only inside the target folder, limited in size."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from mcd_cli.data.cache import cache_folder, cache_root, lock, new_folder
 from mcd_cli.data.listing import stamp
 from mcd_cli.errors import UserError, reason_of
 
-MAX_BYTES = 2 * 10**9  # unpacked; the largest official archive makes 0.5 GB
+MAX_BYTES = 2 * 10**9  # unpacked; the largest official archive unpacks to 0.5 GB
 MAX_MEMBERS = 500_000  # the largest official archive has 120,209
 MAX_DEPTH = 20  # folders above a member
-BLOCK = 2**16  # bytes read at a time, and what a member's header may have at most
+BLOCK = 2**16  # bytes read at a time, and half the limit for a member's header
 
 Member = tuple[str, Callable[[], IO[bytes]] | None]  # name, and how to open it (None: a folder)
 
 
 class Refused(Exception):
-    """A member that no honest archive holds."""
+    """The archive has a member that no legitimate archive contains."""
 
 
 def unpacked(archive: Path, report: Callable[[str], None]) -> Path:
-    """The folder with the archive's contents in the cache, unpacked if it is not there yet.
+    """The cache folder with the archive's contents, unpacked on first use.
 
-    Raises UserError for a broken archive and for one with members that are links or devices, that would
-    leave the folder, or that unpack to more than MAX_BYTES.
+    Raises UserError for a damaged archive, and for one that contains links or devices, paths outside the folder, or
+    more than MAX_BYTES of data.
     """
     name = hashlib.sha256(stamp(archive).encode(errors="surrogateescape")).hexdigest()[:32]
     folder = cache_root() / "unpacked" / name
@@ -48,38 +48,38 @@ def unpacked(archive: Path, report: Callable[[str], None]) -> Path:
                 before = stamp(archive)
                 extract(archive, temporary)
                 if stamp(archive) != before:
-                    raise UserError(f"archive {str(archive)!r} changed while it was read; start again")
+                    raise UserError(f"archive {str(archive)!r} changed while it was read; try again")
     return folder
 
 
 def extract(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """The archive's files and folders below `folder`; raises as `unpacked` does."""
+    """Unpack the archive's files and folders into `folder`. Raises UserError as `unpacked` does."""
     try:
-        left = max_bytes
+        bytes_left = max_bytes
         opened = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
         for count, (name, open_member) in enumerate(opened):
             if count >= MAX_MEMBERS:
-                raise Refused(f"more than {MAX_MEMBERS} members")
+                raise Refused(f"it has more than {MAX_MEMBERS} members")
             target = folder / _inside(name)
             if open_member is None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             if target == folder:
-                raise Refused("a file in it has no name")
+                raise Refused("it contains a file without a name")
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as source, target.open("xb") as file:
                 while block := source.read(BLOCK):
-                    left -= len(block)
-                    if left < 0:
+                    bytes_left -= len(block)
+                    if bytes_left < 0:
                         raise Refused(f"it unpacks to more than {max_bytes / 1e9:.3g} GB")
                     file.write(block)
     except Refused as error:
-        raise UserError(f"archive {str(archive)!r} is refused: {error}") from error
+        raise UserError(f"archive {str(archive)!r} is not safe to unpack ({error}); fetch the official one") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # not the archive's fault
         raise _broken(archive, error) from error
-    except Exception as error:  # damaged headers end in many more kinds than the modules' own
+    except Exception as error:  # damaged headers raise many more exceptions than the modules document
         raise _broken(archive, error) from error
 
 
@@ -90,7 +90,7 @@ def _zip_members(archive: Path) -> Iterator[Member]:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise Refused(f"{info.filename!r} is a link or a device")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Refused(f"{info.filename!r} is packed in a way that no data set is")
+                raise Refused(f"{info.filename!r} uses an unsupported compression method")
             yield info.filename, None if info.is_dir() else partial(opened.open, info)
 
 
@@ -102,13 +102,13 @@ def _tar_members(archive: Path) -> Iterator[Member]:
         with tarfile.open(fileobj=tape, mode="r:") as opened:
             for info in opened:
                 if info.issparse() or not (info.isreg() or info.isdir()):
-                    raise Refused(f"{info.name!r} is a link, a device or sparse")
+                    raise Refused(f"{info.name!r} is a link, a device or a sparse file")
                 yield info.name, None if info.isdir() else partial(_reader, opened, info)
-                vars(opened)["members"].clear()  # it keeps all it has seen
+                vars(opened)["members"].clear()  # tarfile would keep all members in memory
 
 
 class _Tape:
-    """A tar's bytes for tarfile: a header that claims to be huge is refused before it is read; none leads back."""
+    """A tar stream that rejects headers which claim a huge size, before reading them, or which point backwards."""
 
     def __init__(self, file: gzip.GzipFile | IO[bytes]) -> None:
         self.file = file
@@ -116,12 +116,12 @@ class _Tape:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= 2 * BLOCK:
-            raise Refused("a header in it claims to be larger than any")
+            raise Refused("a header claims an impossible size")
         return self.file.read(size)
 
     def seek(self, position: int) -> int:
-        if position < self.file.tell():  # in a gzip that is the way through all of it again
-            raise Refused("a header in it leads backwards")
+        if position < self.file.tell():  # in a gzip file, going back means unpacking from the start again
+            raise Refused("a header points backwards")
         return self.file.seek(position)
 
 
@@ -134,11 +134,11 @@ def _reader(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or (os.name == "nt" and ("\\" in name or ":" in name)):
-        raise Refused(f"{name!r} would leave the folder")
+        raise Refused(f"{name!r} is outside of the target folder")
     if len(path.parts) > MAX_DEPTH:
-        raise Refused(f"{name[:80]!r}... lies more than {MAX_DEPTH} folders deep")
+        raise Refused(f"{name[:80]!r}... is more than {MAX_DEPTH} folders deep")
     return path
 
 
 def _broken(archive: Path, error: Exception) -> UserError:
-    return UserError(f"archive {str(archive)!r} is broken ({reason_of(error)}); delete it and fetch it again")
+    return UserError(f"archive {str(archive)!r} is damaged ({reason_of(error)}); delete it and fetch it again")

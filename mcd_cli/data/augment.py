@@ -1,7 +1,7 @@
-"""Batched augmentation: a whole batch at a time, every image with its own random numbers.
+"""Batched augmentation: a whole batch at a time, with separate random numbers for every image.
 
-The numbers come from one table of uniforms per (seed, epoch), indexed by sample id: whatever the batch order,
-the sharding or the process, an image sees the same augmentation in the same epoch.
+The numbers come from one table of uniforms per (seed, epoch), indexed by sample id. An image therefore gets the same
+augmentation in the same epoch, regardless of batch order, sharding and process.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from mcd_cli.seeds import generator
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision's rgb_to_grayscale
-NUM_DRAWS = 12  # columns of the table; every preset reads the same columns for the same purpose
+NUM_DRAWS = 12  # columns of the table; every preset uses the same columns for the same purpose
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a preset does, in order: crop, affine, flip, jitter, cutout."""
+    """The settings of a preset; the steps are crop, affine, flip, jitter and cutout, in this order."""
 
     crop: Literal["none", "pad", "resized"] = "none"
-    padding: float = 0.125  # of the side, for "pad" (4 of 32 px)
+    padding: float = 0.125  # as a fraction of the side, for "pad" (4 of 32 px)
     flip: bool = False
     jitter: float = 0.0  # brightness, contrast and saturation factors in [1 - jitter, 1 + jitter]
     rotate: float = 0.0  # degrees
     shear: float = 0.0  # degrees
-    cutout: float = 0.0  # side of the square, as a share of the image's
+    cutout: float = 0.0  # side of the square, as a fraction of the image's side
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """images: uint8 [n, 3, H, W]; draws: uniforms [n, NUM_DRAWS]. Returns float32 in [0, 1], channels-last."""
@@ -66,7 +66,7 @@ def draws_of_epoch(num_images: int, seed: int, epoch: int) -> Tensor:
 
 
 def pad_crop(images: Tensor, u_y: Tensor, u_x: Tensor, padding: int) -> Tensor:
-    """A window of the image's own size out of the image padded with black (torchvision's RandomCrop(padding))."""
+    """Pad with black and crop back to the original size (torchvision's RandomCrop(padding))."""
     n, _, height, width = images.shape
     top, left = ((u * (2 * padding + 1)).long() for u in (u_y, u_x))
     windows = F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [n, 3, 2p+1, 2p+1, H, W]
@@ -76,12 +76,12 @@ def pad_crop(images: Tensor, u_y: Tensor, u_x: Tensor, padding: int) -> Tensor:
 def resized_crop(u: Tensor) -> tuple[Tensor, Tensor]:
     """RandomResizedCrop's box: area in [0.08, 1], aspect ratio log-uniform in [3/4, 4/3], inside the image.
 
-    Where a box would stick out, its longer side is cut to the image (torchvision draws again, ten times). Returns
+    If a box does not fit, its longer side is clipped to the image (torchvision draws again, up to ten times). Returns
     the 2×2 matrices [n, 2, 2] and offsets [n, 2] that map output to input coordinates in [-1, 1].
     """
     area = 0.08 + 0.92 * u[:, 0]
     ratio = torch.exp(math.log(4 / 3) * (2 * u[:, 1] - 1))
-    size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)  # share of (W, H)
+    size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)  # as a fraction of (W, H)
     offset = (1 - size) * (2 * u[:, 2:4] - 1)
     return torch.diag_embed(size), offset
 
@@ -113,7 +113,7 @@ def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor, side: int) -> Tensor:
-    """A grey square of that side around a random pixel, cut at the borders (DeVries & Taylor 2017)."""
+    """Paint a grey square with `side` pixels around a random pixel, clipped at the borders (DeVries & Taylor 2017)."""
     height, width = x.shape[-2:]
     top = (u[:, 0] * height).long() - side // 2
     left = (u[:, 1] * width).long() - side // 2

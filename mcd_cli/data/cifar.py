@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the official archives or from a copy as image folder.
+"""CIFAR-10 and CIFAR-100, from the official archives or from a copy as an image folder.
 
 A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -16,37 +16,39 @@ from mcd_cli.data import folder, images
 from mcd_cli.data.archive import unpacked
 from mcd_cli.data.cache import Chunk, cached
 from mcd_cli.data.cifar_pickle import load_pickle
-from mcd_cli.data.dataset import RGB, Decoded, Request
+from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.download import Download, downloads, fetch
 from mcd_cli.data.listing import stamp
 from mcd_cli.data.splits import Part
 from mcd_cli.errors import UserError
+from mcd_cli.norms import NORMS, RGB
 
-PIXELS = 3 * 32 * 32  # bytes of one image: the red plane, the green, the blue, each row by row
+PIXELS = 3 * 32 * 32  # bytes per image: the red, green and blue planes, each row by row
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the forms the makers store it in."""
+    """One of the official file formats."""
 
     archive: str
     folder: str
     files: Mapping[str, tuple[Part, int]]  # name -> its part and number of images
 
     def lies_in(self, place: Path) -> bool:
+        """Whether the folder contains at least one of the files."""
         return any((place / name).is_file() for name in self.files)
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """What differs between the two."""
+    """The properties in which CIFAR-10 and CIFAR-100 differ."""
 
     title: str
     download: Download
     binary: Layout
     python: Layout
-    label_bytes: int  # binary: before an image's pixels; the last is its class
-    label_key: bytes  # python: where the classes are
+    label_bytes: int  # binary format: label bytes before an image's pixels; the last one is the class
+    label_key: bytes  # python format: key of the class labels
     classes: tuple[str, ...]
     norm: tuple[RGB, RGB]
 
@@ -62,20 +64,20 @@ def read_cifar100(request: Request) -> Decoded:
 
 
 def read(cifar: Cifar, request: Request) -> Decoded:
-    """The data set from the copy in the data root; without a data root, downloaded if need be.
+    """Read the data set from the data root; without a data root, download it if necessary.
 
-    Raises UserError where the data root holds no copy, or one that is not whole.
+    Raises UserError if the data root has no copy or an incomplete one.
     """
     layout, place = find(cifar, request)
     if layout is None:
         listing = folder.listing(replace(request, root=place))
         if listing.classes != cifar.classes:
-            strange = sorted(set(listing.classes) ^ set(cifar.classes))[0]
-            raise UserError(f"the classes in {str(place)!r} are not those of {cifar.title} (see {strange!r})")
+            mismatch = sorted(set(listing.classes) ^ set(cifar.classes))[0]
+            raise UserError(f"the classes in {str(place)!r} are not those of {cifar.title} (see {mismatch!r})")
         return replace(images.decode(listing, request), norm=cifar.norm)
     for name in layout.files:
         if not (place / name).is_file():
-            raise UserError(f"{cifar.title} in {str(place)!r} lacks the file {name!r}")
+            raise UserError(f"{cifar.title} in {str(place)!r} lacks the file {name!r}; unpack the archive again")
     key = (cifar.title, str(request.image_size), *(stamp(place / name) for name in layout.files))
     decoded = cached(
         key, cifar.classes, lambda: _chunks(cifar, layout, place, request), [], request.report, request.max_bytes
@@ -84,7 +86,7 @@ def read(cifar: Cifar, request: Request) -> Decoded:
 
 
 def find(cifar: Cifar, request: Request) -> tuple[Layout | None, Path]:
-    """Where a copy lies and in which layout, None for an image folder."""
+    """The layout (None for an image folder) and folder of a copy. Raises UserError if there is none."""
     root = downloads() if request.root is None else request.root
     layouts = (cifar.binary, cifar.python)
     if root.is_file():
@@ -101,8 +103,7 @@ def find(cifar: Cifar, request: Request) -> tuple[Layout | None, Path]:
     if request.root is None:
         return _inside(cifar, fetch(cifar.download, request.report), request)
     raise UserError(
-        f"no {cifar.title} in {str(root)!r}: put {cifar.binary.archive} there, or leave the data root out "
-        "and it is downloaded"
+        f"no {cifar.title} in {str(root)!r}; put {cifar.binary.archive} there, or omit the data root to download it"
     )
 
 
@@ -111,7 +112,7 @@ def _inside(cifar: Cifar, archive: Path, request: Request) -> tuple[Layout, Path
     for layout in (cifar.binary, cifar.python):
         if layout.lies_in(root / layout.folder):
             return layout, root / layout.folder
-    raise UserError(f"archive {str(archive)!r} does not hold {cifar.title}")
+    raise UserError(f"archive {str(archive)!r} does not contain {cifar.title}; give the official archive")
 
 
 def _chunks(cifar: Cifar, layout: Layout, place: Path, request: Request) -> Iterator[Chunk]:
@@ -123,9 +124,9 @@ def _chunks(cifar: Cifar, layout: Layout, place: Path, request: Request) -> Iter
         except OSError as error:
             raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
         if stamp(path) != before:
-            raise UserError(f"{str(path)!r} changed while it was read; start again")
+            raise UserError(f"{str(path)!r} changed while it was read; try again")
         if pixels.shape != (count, PIXELS) or labels.shape != (count,):
-            raise UserError(f"{str(path)!r} is not whole: it does not hold {count} images; fetch it again")
+            raise UserError(f"{str(path)!r} is incomplete or damaged: it must contain {count} images; fetch it again")
         if labels.min() < 0 or labels.max() >= len(cifar.classes):
             raise UserError(f"{str(path)!r} has labels that {cifar.title} does not have; fetch it again")
         for start in range(0, count, 1000):
@@ -140,7 +141,7 @@ Records = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # pixels [n, 3072
 
 def _binary(cifar: Cifar, path: Path, count: int) -> Records:
     length = cifar.label_bytes + PIXELS
-    values = np.fromfile(path, dtype=np.uint8, count=count * length + 1)  # one too many is seen
+    values = np.fromfile(path, dtype=np.uint8, count=count * length + 1)  # + 1 detects a file that is too long
     if len(values) % length:
         return values[:0].reshape(0, PIXELS), np.zeros(0, dtype=np.int64)
     records = values.reshape(-1, length)
@@ -150,10 +151,10 @@ def _binary(cifar: Cifar, path: Path, count: int) -> Records:
 def _python(cifar: Cifar, path: Path) -> Records:
     batch = load_pickle(path)
     data, labels = batch.get(b"data"), batch.get(cifar.label_key)
-    # exactly these: a pickle can hold lists in lists that share memory, and take all of it as an array
+    # exactly these types: nested lists in a pickle can share memory and expand to a huge array
     if isinstance(data, np.ndarray) and isinstance(labels, list) and all(map(_is_label, labels)):
         return data, np.array(labels, dtype=np.int64)
-    raise UserError(f"{str(path)!r} is no batch of {cifar.title}; fetch it again")
+    raise UserError(f"{str(path)!r} is not a batch of {cifar.title}; fetch it again")
 
 
 def _is_label(value: object) -> bool:
@@ -174,7 +175,7 @@ CIFAR10 = Cifar(
     label_bytes=1,
     label_key=b"labels",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    norm=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    norm=NORMS["cifar10"],
 )
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -202,5 +203,5 @@ CIFAR100 = Cifar(
     label_bytes=2,  # coarse, fine
     label_key=b"fine_labels",
     classes=tuple(CIFAR100_CLASSES.split()),
-    norm=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    norm=NORMS["cifar100"],
 )

@@ -1,4 +1,4 @@
-"""CIFAR's python batches without executing a pickle: dicts, lists, numbers, strings, uint8 arrays."""
+"""Reads CIFAR's pickled batches without executing code: only dicts, lists, numbers, strings and uint8 arrays."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy.typing as npt
 from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import read_small
 
-MAX_BYTES = 2**28  # the official batches have 155 MB at most
+MAX_BYTES = 2**28  # the largest official batch has 155 MB
 
 
 def load_pickle(path: Path) -> dict[bytes, Any]:
-    """The dict of a batch, keys as bytes, arrays as uint8; raises UserError for anything else."""
+    """The dict of a batch, with keys as bytes and arrays as uint8. Raises UserError for anything else."""
     try:
         batch = _Unpickler(io.BytesIO(read_small(path, MAX_BYTES)), encoding="bytes").load()
         if not isinstance(batch, dict):
-            raise ValueError("it holds no dict")
+            raise ValueError("it does not contain a dict")
         return {key: value.values() if isinstance(value, _Array) else value for key, value in batch.items()}
     except _Refused as error:
-        raise UserError(f"{str(path)!r} is refused: its pickle asks for {error}") from None
-    except Exception as error:  # a pickle machine fed with anything raises anything
-        raise UserError(f"{str(path)!r} is no whole CIFAR batch ({reason_of(error)}); fetch it again") from None
+        raise UserError(f"{str(path)!r} is not safe to read (its pickle uses {error}); fetch it again") from None
+    except Exception as error:  # the unpickler can raise anything for malformed input
+        raise UserError(f"{str(path)!r} is not a complete CIFAR batch ({reason_of(error)}); fetch it again") from None
 
 
 class _Refused(Exception):
-    """A name that no CIFAR batch needs."""
+    """The pickle uses a name that no CIFAR batch needs."""
 
 
 class _Dtype:
-    """Stands where numpy.dtype is named: holds uint8 and does nothing."""
+    """A stand-in for numpy.dtype that accepts uint8 only."""
 
     def __init__(self, name: bytes | str, *_: object) -> None:
         if name not in (b"u1", "u1"):
@@ -46,7 +46,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands where numpy.ndarray and its making are named: numpy's own takes any type and layout."""
+    """A stand-in for numpy.ndarray and its constructor, because numpy's own accepts any type and layout."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -67,7 +67,7 @@ _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
 }
 
 
-# What Python 2 and 3 write for such a dict; the others make objects, or memory that no bytes stand behind.
+# The opcodes that Python 2 and 3 write for such a dict; all others create objects, or memory without bytes in the file.
 _OPCODES = """PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     APPEND APPENDS SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE
     INT BININT BININT1 BININT2 LONG1 BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
@@ -75,7 +75,7 @@ _OPCODES = """PROTO FRAME STOP MARK EMPTY_DICT DICT EMPTY_LIST LIST EMPTY_TUPLE 
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one written in Python: the other takes memory for as many memos as the largest number of one."""
+    """The unpickler written in Python: the C version allocates memory up to the largest memo index in the file."""
 
     dispatch: ClassVar[dict[int, Callable[..., Any]]] = {
         code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES.split())

@@ -20,7 +20,7 @@ SIDE = 16
 
 
 def read(request: Request) -> Decoded:
-    """The digits as RGB of 16x16 (or image_size): bilinear upscaling, so strokes keep their soft edges."""
+    """The digits as RGB, 16x16 or image_size; bilinear upscaling keeps the soft edges of the strokes."""
     levels, labels = _shipped()
     grey = np.rint(levels * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
@@ -31,7 +31,7 @@ def read(request: Request) -> Decoded:
 
 
 def _shipped() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Grey levels 0 to 16, [1797, 8, 8], and labels, from scikit-learn's file: importing it takes half a second."""
+    """Grey levels 0 to 16, [1797, 8, 8], and labels, read from scikit-learn's file: its import takes half a second."""
     package = find_spec("sklearn")
     path = None if package is None or package.origin is None else Path(package.origin).parent
     if path is not None and (file := path / "datasets" / "data" / "digits.csv.gz").is_file():

@@ -1,4 +1,4 @@
-"""Fetching the official archives: resumed where they broke off, and whole only if their checksum says so."""
+"""Downloads the official archives: interrupted transfers are resumed, and the checksum of each archive is verified."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT_EVERY = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Download:
-    """An archive on the web, with the checksum its makers publish."""
+    """An archive on the web, with its published checksum."""
 
     url: str
     md5: str
@@ -40,16 +40,15 @@ class Download:
 
 
 def downloads() -> Path:
-    """Where fetched archives are kept, and looked for first."""
+    """The folder where downloaded archives are stored and searched first."""
     return cache_root() / "downloads"
 
 
 def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0) -> Path:
-    """The archive in the downloads folder, fetched if it is not there yet.
+    """The path of an archive in the downloads folder; it is downloaded if it is not there yet.
 
-    Until its checksum is right it is called NAME.part, from which an interrupted transfer goes on. `pause`:
-    seconds before the second attempt, doubled each time. Raises RunFailed in one line that says what to put
-    where by hand.
+    The file is called NAME.part until its checksum matches; an interrupted transfer resumes from it. pause: seconds
+    before the second attempt, doubled each time. Raises RunFailed, which explains how to provide the file by hand.
     """
     folder = cache_folder("downloads")
     target = folder / download.name
@@ -67,7 +66,7 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             except urllib.error.HTTPError as error:
                 error.close()
                 reason = f"the server answers {error.code} {error.reason}"
-                if error.code != 416 or not resumed:  # 416: nothing is left to send, so see what is there
+                if error.code != 416 or not resumed:  # 416: nothing left to send, so check the part
                     if error.code < 500:
                         break
                     continue
@@ -82,10 +81,10 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
                 return target
             part.unlink()
             reason = f"its md5 is {md5}, not {download.md5}"
-            if not resumed:  # what was there before may have been wrong; what came whole just now is
+            if not resumed:  # a resumed file may contain old errors; one downloaded as a whole would fail again
                 break
     raise RunFailed(
-        f"cannot download {download.name} ({reason}); fetch {download.url} elsewhere and put it into {str(folder)!r}"
+        f"cannot download {download.name} ({reason}); get {download.url} another way and put it into {str(folder)!r}"
     )
 
 
@@ -94,36 +93,36 @@ class _Local(Exception):
 
 
 def _transfer(download: Download, part: Path, report: Callable[[str], None]) -> None:
-    """Appends to `part` until the file is whole; raises OSError or HTTPException where the network fails."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "mcd", **({"Range": f"bytes={have}-"} if have else {})}
+    """Append to `part` until the file is complete. Raises OSError or HTTPException if the network fails."""
+    size_so_far = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "mcd", **({"Range": f"bytes={size_so_far}-"} if size_so_far else {})}
     request = urllib.request.Request(download.url, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        have, total = _range(response, have)
+        size_so_far, total = _range(response, size_so_far)
         size = f" of {total / 1e6:.0f}" if total is not None else ""
-        report(f"downloading {download.name} from {urlsplit(download.url).hostname}: {have / 1e6:.0f}{size} MB")
+        report(f"downloading {download.name} from {urlsplit(download.url).hostname}: {size_so_far / 1e6:.0f}{size} MB")
         last_report = time.monotonic()
         with _local(lambda: part.open("r+b" if part.exists() else "w+b")) as file:
-            _local(lambda: file.truncate(have))
-            file.seek(have)
+            _local(lambda: file.truncate(size_so_far))
+            file.seek(size_so_far)
             while block := response.read(BLOCK):
                 _local(partial(file.write, block))
-                have += len(block)
+                size_so_far += len(block)
                 if time.monotonic() - last_report > REPORT_EVERY:
                     last_report = time.monotonic()
-                    report(f"  {download.name}: {have / 1e6:.0f}{size} MB")
+                    report(f"  {download.name}: {size_so_far / 1e6:.0f}{size} MB")
             _local(file.flush)
-    if total is not None and have != total:  # a closed connection reads like an end
-        raise ConnectionError(f"the transfer broke off after {have} of {total} bytes")
+    if total is not None and size_so_far != total:  # a closed connection looks like the end of the file
+        raise ConnectionError(f"the transfer stopped after {size_so_far} of {total} bytes")
 
 
-def _range(response: HTTPResponse, have: int) -> tuple[int, int | None]:
-    """Bytes to keep of the part, and the size of the whole, as far as the server says."""
+def _range(response: HTTPResponse, size_so_far: int) -> tuple[int, int | None]:
+    """How many bytes of the part to keep, and the size of the whole file if the server states it."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != have:
-            raise HTTPException("the server sent another range than asked for")
-        return have, None if match[2] == "*" else int(match[2])
+        if match is None or int(match[1]) != size_so_far:
+            raise HTTPException("the server sent a different range from the one requested")
+        return size_so_far, None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")  # no range: everything, from the start
     return 0, None if length is None else int(length)
 
@@ -133,7 +132,9 @@ def _local(action: Callable[[], T]) -> T:
         return action()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise _Local("no space left; free some or set MCD_CACHE elsewhere" if full else reason_of(error)) from error
+        raise _Local(
+            "no space left; free some space or point MCD_CACHE to another disk" if full else reason_of(error)
+        ) from error
 
 
 def _md5(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""From image files to uint8 RGB squares. Decoding follows torchvision's: PIL, alpha dropped, EXIF ignored."""
+"""Decodes image files to square uint8 RGB arrays as torchvision does: with PIL, dropping alpha, ignoring EXIF."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.listing import File, Listing, file_at, picture_formats
 from mcd_cli.errors import UserError, reason_of
 
-MIXED_SIDE = 64  # pixels; where the images have no common square size and none is asked for
+MIXED_SIDE = 64  # pixels; used if the images have no common square size and image_size is unset
 MAX_PIXELS = 89_478_485  # PIL's own limit, a quarter of a GiB of RGB
 CHUNK_BYTES = 64 * 2**20
 REPORT_EVERY = 5.0  # seconds
-SMALL_BYTES = 2**15  # a file; decoding smaller ones is mostly Python, which threads only slow down
+SMALL_BYTES = 2**15  # per file; decoding smaller files is mostly Python code, which threads only slow down
 
-LARGE_PIXELS = 2**24  # one such image at a time: with every thread at work, a few would fill the memory
+LARGE_PIXELS = 2**24  # larger images are decoded one at a time: one per thread could exhaust the memory
 _LARGE = threading.Lock()
 
 Pixels = npt.NDArray[np.uint8]
@@ -42,9 +42,9 @@ class MixedSizes(Exception):
 
 
 def decode(listing: Listing, request: Request) -> Decoded:
-    """The listed images decoded, from the cache if they are there.
+    """Decode the listed images, or take them from the cache.
 
-    Raises UserError naming the first file that is no readable image, unless bad images are skipped.
+    Raises UserError that names the first unreadable image, unless bad images are skipped.
     """
     key = ("images", listing.digest(), str(request.image_size), str(request.skip_bad_images))
 
@@ -62,7 +62,7 @@ def decode(listing: Listing, request: Request) -> Decoded:
         return build(request.image_size, [])
     except MixedSizes:
         side = MIXED_SIDE
-        note = f"the images have no common square size: resized and cropped to {side}x{side} (--image-size)"
+        note = f"the images differ in size: resized and cropped to {side}x{side} (change it with --image-size)"
         return build(side, [note])
 
 
@@ -72,7 +72,7 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
     with _without_warnings(), ThreadPoolExecutor(_num_threads()) as pool:
         run = pool.map if sum(file.size for file in files) > SMALL_BYTES * len(files) else map
         attempt = partial(_attempt, root=listing.root, side=side or _first_side(listing), exact=side is None)
-        request.report(f"decoding {len(files)} images; done once, then cached")
+        request.report(f"decoding {len(files)} images (once; later runs use the cache)")
         last_report = time.monotonic()
         length = max(1, min(1024, CHUNK_BYTES // (3 * attempt.keywords["side"] ** 2)))
         for start in range(0, len(files), length):
@@ -88,7 +88,7 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
                     name = files[index].path
                     raise UserError(
                         f"cannot read image {name!r} in {str(listing.root)!r}: {result}; "
-                        "repair or remove it, or pass --skip-bad-images"
+                        "repair or remove it, or use --skip-bad-images"
                     )
             if good:
                 yield Chunk(np.stack(pixels), listing.labels[good], listing.parts[good])
@@ -97,15 +97,15 @@ def _chunks(listing: Listing, side: int | None, request: Request, notes: list[st
                 request.report(f"  {window.stop} of {len(files)} decoded")
     if bad:
         first = ", ".join(repr(name) for name in bad[:3]) + (", ..." if len(bad) > 3 else "")
-        notes.append(f"skipped {len(bad)} unreadable of {len(files)} images: {first}")
+        notes.append(f"skipped {len(bad)} of {len(files)} images, which cannot be read: {first}")
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        # PIL's warnings are of metadata (odd EXIF and the like), which is not read here.
+        # PIL warns about odd metadata such as EXIF, which is not used here.
         warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open refuses those itself
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open checks the size itself
         yield
 
 
@@ -123,14 +123,14 @@ def _first_side(listing: Listing) -> int:
                     return image.width
         except BadImage:
             continue
-    return 1  # every image is bad, which is told when they are decoded
+    return 1  # every image is bad, which decoding will report
 
 
 def _attempt(file: File, root: Path, side: int, exact: bool) -> Pixels | BadImage:
     path = root / file.path
     try:
         if file.size < 0:
-            raise BadImage("broken link or no regular file")
+            raise BadImage("broken link or not a regular file")
         with _open(path) as image:
             if exact and image.size != (side, side):
                 raise MixedSizes
@@ -144,7 +144,7 @@ def _attempt(file: File, root: Path, side: int, exact: bool) -> Pixels | BadImag
 
 
 def read_file(path: str | Path, side: int) -> Pixels:
-    """One image file as uint8 [3, side, side]. Raises BadImage, or OSError where it is no readable file."""
+    """One image file as uint8 [3, side, side]. Raises BadImage, or OSError if the file cannot be read."""
     with _without_warnings(), Path(path).open("rb"), _open(Path(path)) as image:
         return read(image, side)
 
@@ -156,26 +156,26 @@ def _open(path: Path) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise BadImage("it is empty" if _is_empty(path) else "no image format that PIL knows") from None
+        raise BadImage("it is empty" if _is_empty(path) else "not in an image format that PIL can read") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # decoders raise whatever a broken file makes of them
+        raise BadImage(f"it has more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # decoders can raise anything for a damaged file
         raise BadImage(reason_of(error)) from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise BadImage(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+        raise BadImage(f"it has {image.width}x{image.height}, more than {MAX_PIXELS} pixels")
     return image
 
 
 def _is_empty(path: Path) -> bool:
     try:
         return path.stat().st_size == 0
-    except OSError:  # it has just gone
+    except OSError:  # it was deleted in the meantime
         return False
 
 
 def read(image: Image.Image, side: int) -> Pixels:
-    """uint8 [3, side, side]; raises BadImage."""
+    """An opened image as uint8 [3, side, side]. Raises BadImage."""
     try:
         return np.asarray(square(to_rgb(image), side)).transpose(2, 0, 1)
     except (MemoryError, BadImage):
@@ -185,36 +185,35 @@ def read(image: Image.Image, side: int) -> Pixels:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB. Alpha is dropped, as torchvision's loader does, not composited; 16 bits
-    are scaled.
+    """Convert any PIL mode to RGB: alpha is dropped, not composited, as in torchvision's loader; 16 bits are scaled.
 
-    Raises BadImage for pixels whose range nobody knows.
+    Raises BadImage for pixels of unknown range.
     """
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BadImage("integer pixels outside 0..65535 have no known range")
+            raise BadImage("its integer pixels are outside 0..65535")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise BadImage("floating-point pixels have no known range")
+        raise BadImage("it has floating-point pixels, whose range is unknown")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # what PIL asks for; the colours are the palette's either way
+        image = image.convert("RGBA")  # PIL recommends it; the colours come from the palette either way
     return image.convert("RGB")
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side to `side` (bilinear, antialiased) and the centre crop, as torchvision's transforms do it.
+    """Resize the shorter side to `side` (bilinear, antialiased) and take the centre crop, as torchvision does.
 
-    The references resize to 256/224 of the crop for evaluation; the cached copy also feeds training, whose
-    augmentation crops again, so it keeps all of the shorter side.
+    Reference scripts resize to 256/224 of the crop for evaluation. The cached copy is also used for training, whose
+    augmentation crops again, so it keeps the whole shorter side.
     """
     width, height = image.size
     if (width, height) == (side, side):
         return image
     short = min(width, height)
-    # Cropping while resizing gives the same pixels and never holds the long side enlarged.
+    # Cropping while resizing gives the same pixels without ever storing the enlarged long side.
     new_width, new_height = int(side * width / short), int(side * height / short)
     left, top = round((new_width - side) / 2), round((new_height - side) / 2)
     box = (
@@ -227,7 +226,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 
 def resized(images: Pixels, side: int) -> Pixels:
-    """uint8 [n, 3, H, W] as [n, 3, side, side], as `square` does."""
+    """Resize uint8 [n, 3, H, W] to [n, 3, side, side] with `square`."""
     if images.shape[2:] == (side, side):
         return images
     rows = [np.asarray(square(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0))), side)) for i in images]

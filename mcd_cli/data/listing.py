@@ -1,4 +1,4 @@
-"""Which image files a folder holds, without opening one: one scandir per folder, one stat per file."""
+"""Lists the image files of a folder without opening them: one scandir per folder, one stat per file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from mcd_cli.errors import UserError
 
-# Formats that PIL opens but that are no pictures or are drawn by another program (EPS: Ghostscript).
+# Formats that PIL can open but that are not pictures, or that need another program (EPS needs Ghostscript).
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# Files that stand beside images and mean nothing here.
+# Files that often accompany images and can be ignored silently.
 COMPANIONS = {
     ".bin", ".cfg", ".csv", ".db", ".gz", ".htm", ".html", ".ini", ".json", ".jsonl", ".lock", ".log",
     ".mat", ".md", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".py", ".rst", ".tar", ".toml",
@@ -26,11 +26,11 @@ COMPANIONS = {
 }  # fmt: skip
 
 
-MAX_VISITS = 100  # of one folder below one class; a few links to each other make ways without end
+MAX_VISITS = 100  # of one folder below one class; a few links to each other create endlessly many paths
 
 
 class File(NamedTuple):
-    """An image file: path relative to the listing's root; size -1 where it cannot be read as a file."""
+    """An image file: its path relative to the listing's root; size is -1 if it is not a readable regular file."""
 
     path: str
     size: int
@@ -39,16 +39,16 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a data set in their final order, with what is known of them before decoding."""
+    """The image files of a data set in their final order, with their labels and parts."""
 
     root: Path
     classes: tuple[str, ...]
     files: list[File]
     labels: npt.NDArray[np.int64]  # [N]
-    parts: npt.NDArray[np.uint8]  # [N], of splits.Part
+    parts: npt.NDArray[np.uint8]  # [N], splits.Part
 
     def digest(self) -> str:
-        """sha256 of where the files are, their sizes and times, their labels and parts."""
+        """sha256 of the files' paths, sizes, modification times, labels and parts."""
         digest = hashlib.sha256(os.fsencode(self.root.resolve()))
         digest.update("\0".join(("", *self.classes, "")).encode())
         for path, size, mtime_ns in self.files:
@@ -60,19 +60,19 @@ class Listing:
 
 @dataclass
 class Walk:
-    """Walks folders and remembers what it passed over, to tell it in one line."""
+    """Walks through folders and remembers the files it ignored, so that they can be reported."""
 
     root: Path
     ignored: list[str] = field(default_factory=list)
 
     def subfolders(self, folder: str = "") -> list[str]:
-        """Names of the visible folders right below, sorted."""
+        """Names of the visible folders directly inside, sorted."""
         return sorted(e.name for e in self._scan(folder) if not _hidden(e.name) and _is_folder(e))
 
     def images(self, folder: str, deep: bool = True) -> list[File]:
-        """The image files of a folder (and, if deep, of the folders below it), sorted by path.
+        """The image files of a folder (with `deep`, also of the folders below it), sorted by path.
 
-        Links are followed; a link back to a folder above itself raises UserError.
+        Links are followed. Raises UserError for a link to a folder above itself, and for an unreadable folder.
         """
         images: list[File] = []
         above_folder = [str(parent) for parent in Path(folder, "x").parents]
@@ -87,11 +87,13 @@ class Walk:
                 if _is_folder(entry):
                     identity = self._identity(path)
                     if identity in above:
-                        raise UserError(f"folder {path!r} in {str(self.root)!r} is a link back above itself; remove it")
+                        raise UserError(
+                            f"folder {path!r} in {str(self.root)!r} is a link to a folder above itself; remove it"
+                        )
                     visits[identity] += 1
                     if visits[identity] > MAX_VISITS:
                         raise UserError(
-                            f"links in {str(self.root)!r} lead to folder {path!r} in {MAX_VISITS} ways; remove some"
+                            f"links in {str(self.root)!r} reach folder {path!r} by {MAX_VISITS} paths; remove some"
                         )
                     if deep:
                         pending.append((path, above | {identity}))
@@ -121,15 +123,15 @@ class Walk:
 
 
 def check_text(name: str, where: str) -> None:
-    """Names of classes and of the data set stand in recipes and manifests, which are UTF-8; raises UserError."""
+    """Raises UserError for a name that is not UTF-8, because recipes and manifests contain it."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UserError(f"folder {name!r} in {where!r} has a name that is no UTF-8; rename it") from None
+        raise UserError(f"folder {name!r} in {where!r} has a name that is not UTF-8; rename it") from None
 
 
 def stamp(path: Path) -> str:
-    """Where a file is, its size and time: what tells whether it is still the same. Raises UserError if it has gone."""
+    """A file's path, size and modification time, to detect changes. Raises UserError if the file cannot be read."""
     try:
         status = path.stat()
     except OSError as error:
@@ -139,7 +141,7 @@ def stamp(path: Path) -> str:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes, with the dot, of the pictures PIL can open."""
+    """Lower-case suffixes, with the dot, of the picture formats that PIL can open."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -148,7 +150,7 @@ def image_suffixes() -> frozenset[str]:
 
 @cache
 def picture_formats() -> tuple[str, ...]:
-    """PIL's names of the picture formats it can open, the common ones first: they are tried in this order."""
+    """PIL's names for the picture formats it can open, common ones first, because PIL tries them in this order."""
     from PIL import Image
 
     Image.init()
@@ -162,16 +164,16 @@ def _hidden(name: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, which is then told as an unreadable file
+    except OSError:  # a link to itself, which will be reported as an unreadable file
         return False
 
 
 def file_at(entry: os.DirEntry[str] | Path, path: str) -> File:
-    """What is there now, under the name `path` of a listing."""
+    """The current state of a file, as an entry named `path` of a listing."""
     try:
-        if entry.is_file():  # not a pipe or a device, whose opening could hang
+        if entry.is_file():  # opening a pipe or a device could block forever
             status = entry.stat()
             return File(path, status.st_size, status.st_mtime_ns)
     except OSError:
-        pass  # a broken link: told as an unreadable image, so --skip-bad-images covers it
+        pass  # a broken link is treated as an unreadable image, so that --skip-bad-images applies
     return File(path, -1, 0)

@@ -1,4 +1,4 @@
-"""Batches: which images, in which order, augmented how, all functions of seeds and positions."""
+"""Batches of images: their order and augmentation depend only on seeds and positions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from mcd_cli.errors import UserError
 from mcd_cli.ops.distributed import SINGLE_PROCESS, Processes
 from mcd_cli.seeds import generator
 
-CHUNK = 2**26  # bytes of float32 images that are augmented at once on a GPU, ahead of the steps that use them
+CHUNK = 2**26  # bytes of float32 images that a GPU augments at once, ahead of the steps that use them
 
 
 class Batch(NamedTuple):
-    """ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n].
+    """This process's shard of a batch.
 
-    All of this process's shard; size: images of the batch over all processes.
+    ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n]; size: number of
+    images in the batch over all processes.
     """
 
     ids: Tensor
@@ -33,16 +34,16 @@ class Batch(NamedTuple):
 
 
 def plain(images: Tensor) -> Tensor:
-    """The test transform: uint8 → float32 in [0, 1], channels-last, nothing random."""
+    """The test transform: uint8 → float32 in [0, 1], channels-last, without augmentation."""
     return images.to(torch.float32, memory_format=torch.channels_last) / 255
 
 
 class Loader:
-    """The images of one data set as batches of train, of V, or of any split: this process's shards of them.
+    """Yields this process's shards of the batches of a data set: of train, of val or of any split.
 
-    memory: bytes that the images may take on the device; larger data sets are streamed from disk (None: no limit).
-    ahead: batches that are augmented at once; None: one on a CPU, whose cache holds it, many on a GPU, whose host
-    would have more work with each than the GPU.
+    memory: bytes that the images may occupy on the device; larger data sets are streamed from disk (None: no limit).
+    ahead: number of batches to augment at once. None: one on a CPU, because it fits into the cache, and many on a
+    GPU, because the host needs longer to launch one batch than the GPU to augment it.
     """
 
     def __init__(
@@ -73,19 +74,19 @@ class Loader:
         self.streams = memory is not None and dataset.images.nbytes > memory
         self.pixels: Pixels = (Streamed if self.streams else InMemory)(dataset.images, device)
         self.labels = dataset.labels.to(device)
-        of_batch = 4 * batch_size * dataset.images[0].numel()
-        self.ahead = ahead or (1 if device.type == "cpu" else max(1, CHUNK // of_batch))
+        batch_bytes = 4 * batch_size * dataset.images[0].numel()
+        self.ahead = ahead or (1 if device.type == "cpu" else max(1, CHUNK // batch_bytes))
         self.num_steps = len(dataset.train) // batch_size  # the last short batch is dropped
 
     def training_on(self, train: Tensor) -> Loader:
-        """The same images, V and test, with another training split (sample ids, sorted)."""
-        other = copy.copy(self)
-        other.dataset = replace(self.dataset, train=train)
-        other.num_steps = len(train) // self.batch_size
-        return other
+        """A loader with the same images, val and test, but another training split (sorted sample ids)."""
+        loader = copy.copy(self)
+        loader.dataset = replace(self.dataset, train=train)
+        loader.num_steps = len(train) // self.batch_size
+        return loader
 
     def epoch(self, epoch: int, start: int = 0, views: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch from `start` on; views: how many an image has (0: a new one per epoch)."""
+        """The training batches of an epoch from step `start` on; views: views per image (0: a new one every epoch)."""
         train = self.dataset.train
         order = self._beside_pixels(train[torch.randperm(len(train), generator=generator("order", self.seed, epoch))])
         draws = self._beside_pixels(self._draws(epoch % views if views else epoch))
@@ -93,7 +94,7 @@ class Loader:
             self.processes.shard(order[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(self.num_steps)
         ]
-        # from `start` or before it: chunks are the same wherever the epoch is taken up, so their arithmetic is, too
+        # the chunks, and thus the arithmetic, must not depend on the step where the epoch is resumed
         firsts = range(start - start % self.ahead, self.num_steps, self.ahead)
         chunks = [torch.cat(batches[first : first + self.ahead]) for first in firsts]
         for first, chunk, pixels in zip(firsts, chunks, self.pixels.each(chunks), strict=True):
@@ -102,14 +103,14 @@ class Loader:
                 yield self._batch(batches[step], images[step - first], self.batch_size)
 
     def view(self, view: int) -> Iterator[Batch]:
-        """Every training image once as that view shows it, in order, in every process."""
+        """Every training image once, augmented as in that view, in order; every process sees all of them."""
         draws = self._beside_pixels(self._draws(view))
         batches = self._beside_pixels(self.dataset.train).split(self.batch_size)
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, self.augmentation(pixels, draws[ids]), len(ids))
 
     def validation_batch(self, update: int) -> Batch:
-        """The mini-batch of V for the update of that number: min(batch, |V|) images without replacement."""
+        """The mini-batch of val for the given update of C-NET: min(batch, |V|) images, without replacement."""
         val = self.dataset.val
         size = min(self.batch_size, len(val))
         lap, position = divmod(update, len(val) // size)
@@ -118,7 +119,7 @@ class Loader:
         return self._batch(ids, plain(self.pixels.take(ids)), size)
 
     def in_order(self, split: Tensor) -> Iterator[Batch]:
-        """Every image of this process's part of the split once, un-augmented, in order; the last batch may be short."""
+        """This process's shard of the split, in order and without augmentation; the last batch may be short."""
         batches = self._beside_pixels(self.processes.shard(split)).split(max(self.batch_size, 256))
         for ids, pixels in zip(batches, self.pixels.each(batches), strict=True):
             yield self._batch(ids, plain(pixels), len(ids))
@@ -131,11 +132,11 @@ class Loader:
         return Batch(ids, images, self.labels[ids], size)
 
     def _beside_pixels(self, tensor: Tensor) -> Tensor:
-        """Where an index into the pixels has to be: moved once, instead of batch by batch."""
+        """Move an index into the pixels to their device, once instead of batch by batch."""
         return tensor if self.streams else self._on_device(tensor)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """Without the host waiting for the device."""
+        """Move a tensor to the device without making the host wait."""
         if self.device.type != "cuda" or tensor.device.type != "cpu":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory is available to this process."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 import sys
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
-ASSUMED = 4 * 2**30  # where the system does not say
+CGROUP = Path("/sys/fs/cgroup")  # where a container's limit is
+ASSUMED = 4 * 2**30  # bytes, if the system does not say
 
 
 def available() -> int:
-    """Bytes that can be taken without pushing anybody out: the machine's, or the container's where that is less."""
-    found = [_of_machine()]
+    """Bytes of free memory, on the machine or in the container, whichever is less."""
+    limits = [_of_machine()]
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        found.append(max(0, int(limit) - int(used)))
+        limits.append(max(0, int(limit) - int(used)))
     except (OSError, ValueError):  # no container, or "max"
         pass
-    return min(found)
+    return min(limits)
 
 
 def _of_machine() -> int:
@@ -30,7 +30,7 @@ def _of_machine() -> int:
         pass
     try:
         if sys.platform == "win32":
-            status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, all physical memory, what is free of it, ...
+            status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, physical memory, free physical memory, ...
             return status[2] if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else ASSUMED
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):

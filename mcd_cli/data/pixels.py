@@ -1,4 +1,4 @@
-"""Where the pixels of a data set are while it is trained on: in the device's memory, or on disk."""
+"""Provides the pixels of a data set during training, from the device's memory or from disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mcd_cli.errors import RunFailed
 
-NUM_WORKERS = 2  # reading decoded pixels is copying: two keep ahead of the training
-NUM_AHEAD = 2 * NUM_WORKERS  # batches, as a DataLoader's
+NUM_WORKERS = 2  # enough to stay ahead of training, because reading decoded pixels is only copying
+NUM_AHEAD = 2 * NUM_WORKERS  # batches, as in a DataLoader
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"  # Apple's libraries do not survive a fork
 
 
 class Pixels(Protocol):
-    """uint8 [N, 3, H, W] by sample id."""
+    """Access to uint8 images [N, 3, H, W] by sample id."""
 
     def take(self, ids: Tensor) -> Tensor:
-        """Those images, on the training device."""
+        """The images with these ids, on the training device."""
         ...
 
     def each(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -48,10 +48,10 @@ class InMemory:
 
 
 class Streamed:
-    """Read from the host, as a rule a memory-mapped file, some batches ahead.
+    """Images read from the host, usually from a memory-mapped file, a few batches ahead.
 
-    By DataLoader workers, which share the mapping: nothing is copied or pickled. Where processes cannot be forked,
-    by threads: spawned workers would import torch again for every epoch.
+    DataLoader workers read them and share the mapping, so nothing is pickled. Where processes cannot be forked,
+    threads read them: spawned workers would import torch again for every epoch.
     """
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class Streamed:
         return self.images[ids].to(self.device)
 
     def each(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Raises RunFailed when a worker dies."""
+        """One batch after another, on the training device. Raises RunFailed if a worker dies."""
         return self._by_workers(batches) if FORKS else self._by_threads(batches)
 
     def _by_threads(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -70,7 +70,7 @@ class Streamed:
         with ThreadPoolExecutor(NUM_WORKERS) as threads:
             ahead: deque[Future[Any]] = deque()
             for ids in batches:
-                ahead.append(threads.submit(np.take, images, ids.numpy(), axis=0))  # copies without the interpreter
+                ahead.append(threads.submit(np.take, images, ids.numpy(), axis=0))  # releases the interpreter lock
                 if len(ahead) > NUM_AHEAD:
                     yield torch.from_numpy(ahead.popleft().result()).to(self.device)
             while ahead:
@@ -79,7 +79,7 @@ class Streamed:
     def _by_workers(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         workers = DataLoader(
             _Rows(self.images),
-            sampler=batches,  # type: ignore[arg-type]  # a batch of ids stands for one "index"
+            sampler=batches,  # type: ignore[arg-type]  # each "index" is a batch of ids
             batch_size=None,
             num_workers=NUM_WORKERS,
             pin_memory=self.device.type == "cuda",
@@ -92,8 +92,8 @@ class Streamed:
             if "DataLoader worker" not in str(error):
                 raise
             raise RunFailed(
-                "a process that reads images ahead has died (killed, out of memory, or the decoded data set was "
-                "cut short); what was saved before stays"
+                "a worker process that reads images has died (killed, out of memory, or the cached data set was "
+                "truncated); checkpoints are intact: resume the run"
             ) from None
 
 

@@ -1,7 +1,7 @@
-"""Train, V and test: disjoint, stratified, and functions of (split seed, labels, official split) alone.
+"""Train, val and test splits: disjoint, stratified, and determined by (split seed, labels, official split) alone.
 
-Draws are raw PCG64 words ordered by value: numpy promises that stream across versions, but not what
-its shuffles make of it.
+Random orders come from sorting raw PCG64 words: numpy guarantees that stream across versions, but not the results of
+its shuffles.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mcd_cli.seeds import seed_of
 
 Ids = npt.NDArray[np.int64]
 
-HELD_OUT = (0.1, 0.1)  # fractions of V and test where nothing is official; V is cut from train with the first
+HELD_OUT = (0.1, 0.1)  # fractions for val and test if there is no official split; the first also cuts val from train
 
 
 class Part(IntEnum):
-    """Where the data set's makers put a sample."""
+    """The part of the official split that a sample belongs to."""
 
     ANY = 0
     TRAIN = 1
@@ -45,9 +45,9 @@ def split(
     split_seed: int,
     held_out: tuple[float, float] = HELD_OUT,
 ) -> Split:
-    """Official parts as they are; what is missing is cut class by class, rounded, at least one image each.
+    """Keep the official parts; take missing parts from train, class by class, with at least one image per class.
 
-    Raises UserError for fewer than two classes, an empty part, or a class too small to be cut.
+    Raises UserError for fewer than two classes, an empty part, or a class that is too small.
     """
     check(labels, parts, classes)
     rank = _draws(len(labels), "split", split_seed)
@@ -65,38 +65,38 @@ def split(
 
 
 def check(labels: Ids, parts: npt.NDArray[np.uint8], classes: Sequence[str]) -> None:
-    """Raises UserError where `split` would: cheap enough to ask before any image is decoded."""
+    """Raises UserError if `split` would; it is cheap enough to call before images are decoded."""
     if len(classes) < 2:
         only = f"only the class {classes[0]!r}" if classes else "no class folder with images"
-        raise UserError(f"a data set needs two classes or more; found {only}")
+        raise UserError(f"a data set needs at least two classes; found {only}")
     trainable = (parts == Part.ANY) | (parts == Part.TRAIN)
     counts = np.bincount(labels[trainable], minlength=len(classes))
     cuts = [part for part in (Part.VAL, Part.TEST) if not (parts == part).any()]
     needed = 1 + len(cuts)
     small = [f"{name!r} has {count}" for name, count in zip(classes, counts, strict=True) if count < needed]
     if small:
-        what = " and ".join(["V" if part == Part.VAL else "test" for part in cuts])
-        why = f"to cut {what} from it" if cuts else "to train on"
+        missing = " and ".join(["val" if part == Part.VAL else "test" for part in cuts])
+        reason = f", because {missing} {'is' if len(cuts) == 1 else 'are'} split off from them" if cuts else ""
         more = f" (and {len(small) - 3} more classes)" if len(small) > 3 else ""
         images = "image" if needed == 1 else "images"
-        raise UserError(f"a class needs {needed} training {images} {why}; {', '.join(small[:3])}{more}")
+        raise UserError(f"each class needs at least {needed} training {images}{reason}; {', '.join(small[:3])}{more}")
 
 
 def with_noise(labels: Ids, train: Ids, num_classes: int, fraction: float, split_seed: int) -> Ids:
-    """Labels with exactly round(fraction x train) training labels moved to a uniformly drawn other class.
+    """The labels, with exactly round(fraction x train) training labels replaced by a random other class.
 
-    A larger fraction moves the same samples, to the same classes, and more.
+    A larger fraction changes the same samples in the same way, and additional ones.
     """
     noisy = labels.copy()
     order = np.argsort(_draws(len(labels), "label noise", split_seed)[train], kind="stable")
-    moved = train[order[: int(fraction * len(train) + 0.5)]]
-    steps = _draws(len(labels), "label noise class", split_seed)[moved] % np.uint64(num_classes - 1)
-    noisy[moved] = (labels[moved] + 1 + steps.astype(np.int64)) % num_classes
+    mislabelled = train[order[: int(fraction * len(train) + 0.5)]]
+    steps = _draws(len(labels), "label noise class", split_seed)[mislabelled] % np.uint64(num_classes - 1)
+    noisy[mislabelled] = (labels[mislabelled] + 1 + steps.astype(np.int64)) % num_classes
     return noisy
 
 
 def some_classes(num_classes: int, fraction: float, split_seed: int) -> Ids:
-    """round(fraction x classes) classes, drawn by split_seed; a larger fraction holds those of a smaller one."""
+    """round(fraction x classes) random classes; a larger fraction includes the classes of a smaller one."""
     order = np.argsort(_draws(num_classes, "some classes", split_seed), kind="stable")
     return np.sort(order[: int(fraction * num_classes + 0.5)])
 

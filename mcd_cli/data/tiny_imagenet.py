@@ -1,7 +1,7 @@
 """Tiny-ImageNet in its original layout: 200 classes of ImageNet at 64x64 pixels.
 
-Training images in train/<wnid>/images/, the official labelled val/ as the test set, V cut from train; the
-official test/ has no labels and is not read.
+Training images are in train/<wnid>/images/. The official val/, which has labels, is the test set; our val is split off
+from train. The official test/ has no labels and is not read.
 Y. Le, X. Yang: Tiny ImageNet Visual Recognition Challenge, 2015.
 """
 
@@ -28,14 +28,14 @@ DOWNLOAD = Download(
 )
 FOLDER = "tiny-imagenet-200"
 SIDE = 64
-MAX_BYTES = 2**27  # of a list; the official words.txt has 2.7 MB
+MAX_BYTES = 2**27  # in a text file; the official words.txt has 2.7 MB
 NORM = ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 
 
 def read(request: Request) -> Decoded:
-    """The data set, or any part of it in the same layout; classes in the order of their wnids.
+    """Read the data set, or a subset in the same layout; classes are ordered by wnid.
 
-    The data root may be the folder itself, the one above it, or the zip. Raises UserError where it is none.
+    The data root may be the data set's folder, its parent folder, or the zip file; otherwise raises UserError.
     """
     side = request.image_size or SIDE
     decoded = images.decode(listing(find(request)), replace(request, image_size=side))
@@ -43,7 +43,7 @@ def read(request: Request) -> Decoded:
 
 
 def find(request: Request) -> Path:
-    """The folder with train/ and val/; without a data root, downloaded if need be."""
+    """The folder with train/ and val/; without a data root, it is downloaded if necessary."""
     root = downloads() if request.root is None else request.root
     archive = root if root.is_file() else root / DOWNLOAD.name
     for place in (root, root / FOLDER):
@@ -52,18 +52,17 @@ def find(request: Request) -> Path:
     if not archive.is_file():
         if request.root is not None:
             raise UserError(
-                f"no Tiny-ImageNet in {str(root)!r}: put {DOWNLOAD.name} there, or leave the data root out "
-                "and it is downloaded"
+                f"no Tiny-ImageNet in {str(root)!r}; put {DOWNLOAD.name} there, or omit the data root to download it"
             )
         archive = fetch(DOWNLOAD, request.report)
     place = unpacked(archive, request.report) / FOLDER
     if not (place / "train").is_dir():
-        raise UserError(f"archive {str(archive)!r} does not hold {FOLDER}/train")
+        raise UserError(f"archive {str(archive)!r} does not contain {FOLDER}/train; give the official archive")
     return place
 
 
 def listing(root: Path) -> Listing:
-    """Its image files; raises UserError for a validation image without a label or of an unknown class."""
+    """The data set's image files. Raises UserError for a validation image without a label or with an unknown class."""
     walk = Walk(root)
     wnids = walk.subfolders("train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
@@ -84,14 +83,14 @@ def listing(root: Path) -> Listing:
     labels = np.array([index[wnid] for _, wnid, _ in placed], dtype=np.int64)
     parts = np.array([part for part, _, _ in placed], dtype=np.uint8)
     if not (parts == Part.TEST).any():
-        raise UserError(f"no images in {str(root / 'val')!r}, which is the test set")
+        raise UserError(f"no images in {str(root / 'val')!r}, which is the test set; unpack the archive again")
     classes = _names(root, wnids)
     splits.check(labels, parts, classes)
     return Listing(root, classes, [file for _, _, file in placed], labels, parts)
 
 
 def _annotations(root: Path) -> dict[str, str]:
-    """File name -> wnid, of val_annotations.txt: name, wnid and a box, parted by tabs."""
+    """File name -> wnid, from val_annotations.txt: name, wnid and a box, separated by tabs."""
     path = root / "val" / "val_annotations.txt"
     try:
         lines = read_small(path, MAX_BYTES).decode().splitlines()
@@ -99,11 +98,13 @@ def _annotations(root: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"cannot read the labels of the test set, {str(path)!r}: {error.strerror or error}") from error
     except ValueError:
-        raise UserError(f"{str(path)!r} does not hold the labels of the test set: name, wnid, tab between") from None
+        raise UserError(
+            f"{str(path)!r} is damaged: each line must have a file name and a wnid, separated by tabs; restore it"
+        ) from None
 
 
 def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
-    """Each wnid's first synonym, with the wnid where two share it; the wnids where there is no words.txt."""
+    """The first synonym of each wnid, with the wnid appended to duplicates; without words.txt, the wnids themselves."""
     path = root / "words.txt"
     if not path.is_file():
         return tuple(wnids)

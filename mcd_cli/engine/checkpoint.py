@@ -1,4 +1,4 @@
-"""The state of a run on disk: whole or not there, checked by its hash, nothing in it pickled."""
+"""Checkpoint files of a run: written atomically, verified by a hash, and free of pickles."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from mcd_cli.errors import UserError
 from mcd_cli.files import LONGEST_NAME, sha256_of, write_whole
 
 STATE = re.compile(r"state-(\d{9})-([0-9a-f]{64})\.safetensors")
-KEPT = 2  # the newest, and the one before it
+KEPT = 2  # checkpoints: the newest and the one before it
 
 
 @dataclass(frozen=True)
 class State:
-    """tensors by dotted name; position: plain JSON (which stage, which step, …)."""
+    """The content of a checkpoint. tensors: by dotted name; position: plain JSON (stage, step, …)."""
 
     tensors: dict[str, Tensor]
     position: dict[str, Any]
 
 
 class Checkpoints:
-    """The folder `checkpoint/` of a run. A file's name holds the hash of its content, so it proves itself."""
+    """The folder `checkpoint/` of a run. Each file name contains the hash of the content, to detect damage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, state: State) -> None:
-        """Add a state, then drop all but the two newest. Raises RunFailed when the disk is full."""
+        """Write a state, then delete all but the two newest. Raises RunFailed if the disk is full."""
         self.folder.mkdir(exist_ok=True)
         states = self._states()
         number = states[-1][0] + 1 if states else 0
@@ -48,19 +48,22 @@ class Checkpoints:
             path.unlink()
 
     def load(self, warn: Callable[[str], None]) -> State | None:
-        """The newest whole state (a torn one is passed over with a warning), or None where there is none."""
+        """The newest intact state, or None without checkpoints; a damaged one is skipped with a warning.
+
+        Raises UserError if all of them are damaged.
+        """
         states = self._states()
         for _, path in reversed(states):
             match = STATE.fullmatch(path.name)
             if match and sha256_of(path) == match[2]:
                 return read_state(path)
-            warn(f"checkpoint {path.name} is damaged; going on from the one before")
+            warn(f"checkpoint {path.name} is damaged; resuming from the one before it")
         if states:
             raise UserError(f"every checkpoint in {self.folder} is damaged; start again in another folder")
         return None
 
     def save_stage(self, name: str, tensors: Mapping[str, Tensor]) -> str:
-        """Write a finished stage's results once; returns the file name that states refer to."""
+        """Write a finished stage's results; returns the file name, which later states refer to."""
         self.folder.mkdir(exist_ok=True)
         content = serialise(tensors, {})
         file = f"{name}-{hashlib.sha256(content).hexdigest()}.safetensors"
@@ -68,12 +71,12 @@ class Checkpoints:
         return file
 
     def load_stage(self, file: str) -> dict[str, Tensor]:
-        """A finished stage's results; raises UserError when the file is gone or damaged."""
+        """Read a finished stage's results. Raises UserError if the file is missing or damaged."""
         path = self.folder / file
         is_name = file == path.name and len(file.encode(errors="replace")) <= LONGEST_NAME
         safe = is_name and path.parent == self.folder and path.is_file()
         if not safe or not file.endswith(f"-{sha256_of(path)}.safetensors"):
-            raise UserError(f"{path} is missing or damaged; the run cannot go on, start it again in another folder")
+            raise UserError(f"{path} is missing or damaged, so the run cannot resume; start again in another folder")
         return read_state(path).tensors
 
     def _states(self) -> list[tuple[int, Path]]:
@@ -84,37 +87,38 @@ class Checkpoints:
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Safetensors bytes: a function of the values alone (sorted names, row-major, on the CPU)."""
+    """Safetensors bytes that depend on the values alone (sorted names, row-major, on the CPU)."""
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return save(plain, metadata=metadata or None)
 
 
 def read_state(path: Path) -> State:
+    """Read a checkpoint file. Raises UserError if it is not a valid one."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             position = json.loads((file.metadata() or {}).get("position", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}; start again in another folder") from None
     return State(tensors, position)
 
 
 @contextmanager
 def state_of_another() -> Iterator[None]:
-    """Taking up a state that is whole, but that this run cannot have written, is told in one line."""
+    """Inside, any error from restoring an intact state that this run cannot have written becomes a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
-            f"--resume: the checkpoint is not of this run ({type(error).__name__}: {error}); "
+            f"--resume: the checkpoint belongs to another run ({type(error).__name__}: {error}); "
             "start again in another folder"
         ) from None
 
 
 def checked_position(position: dict[str, Any]) -> dict[str, Any]:
-    """The position itself; raises ValueError unless its counters are whole numbers."""
+    """Returns the position. Raises ValueError unless its counters are non-negative integers."""
     counters = {key: position[key] for key in ("number", "updates", "epochs_done")}
     if any(type(value) is not int or value < 0 for value in counters.values()):
         raise ValueError(f"counters {counters}")
@@ -122,13 +126,13 @@ def checked_position(position: dict[str, Any]) -> dict[str, Any]:
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Copy a saved value into a live tensor, keeping the live one's memory layout."""
+    """Copy a saved value into a tensor in use, which keeps its memory layout."""
     with torch.no_grad():
-        target.copy_(value.to(target.dtype))  # sums of another device may be float64
+        target.copy_(value.to(target.dtype))  # sums saved on another device may be float64
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Momentum and moments by parameter position, `<i>.<key>`."""
+    """The optimiser's momentum and moment tensors, named `<i>.<key>` for parameter i."""
     tensors = {}
     for i, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -138,17 +142,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse: buffers get their parameter's memory layout back, so the next step is the same to the bit."""
+    """Restore `optimizer_tensors` in each parameter's memory layout, so that the next step is bit-identical."""
     parameters = _parameters(optimizer)
     for name, value in tensors.items():
         i, key = name.split(".")
         parameter = parameters[int(i)]
         if value.shape == parameter.shape:
-            live = torch.empty_like(parameter, dtype=value.dtype)
-            put(live, value)
+            restored = torch.empty_like(parameter, dtype=value.dtype)
+            put(restored, value)
         else:
-            live = value.to(parameter.device, copy=True)
-        optimizer.state[parameter][key] = live
+            restored = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = restored
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

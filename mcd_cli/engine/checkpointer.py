@@ -1,4 +1,4 @@
-"""What of a run goes to its folder while it trains, and when; and what a run goes on from."""
+"""Decides when a run saves checkpoints, writes them, and loads the one from which a run resumes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mcd_cli.quantities import Interval
 
 
 class Checkpointer:
-    """Saves a run after an interval, at the end of an epoch and of a stage, and when a signal asks it to end.
+    """Saves a run at an interval, after each epoch and stage, and when a signal asks it to stop.
 
-    folder: None in a process that does not write. `about` is what every state of this run holds: what a resumed
-    run must find unchanged, and the hardware.
+    folder: None in a process that does not write. `about` is stored in every state of this run: the settings that
+    must be unchanged when it resumes, and the hardware.
     """
 
     def __init__(self, folder: RunFolder | None, processes: Processes, every: Interval) -> None:
@@ -34,7 +34,7 @@ class Checkpointer:
         self.saved_at = time.monotonic()
 
     def load(self, emit: Listener) -> State | None:
-        """The newest whole state, in every process; metrics written after it are forgotten."""
+        """The newest intact state, in every process; metrics written after it are deleted."""
         state = None
         if self.folder is not None:
             state = Checkpoints(self.folder / CHECKPOINT).load(lambda line: emit(WarningMessage(line)))
@@ -47,20 +47,21 @@ class Checkpointer:
         return state
 
     def load_stage(self, file: str) -> Result:
-        """A finished stage of this run, in every process."""
+        """The result of a finished stage of this run, in every process."""
         tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).load_stage(file)
         return Result.of(self.processes.broadcast(tensors))
 
     def log(self, record: EpochRecord) -> None:
+        """Append a record to metrics.jsonl."""
         if self.folder is not None:
             self.folder.log(record.line())
 
     def after_step(self, trainer: Trainer, stop: Stop) -> None:
-        """Save when it is time; when a signal came to any process, save and end."""
+        """Save if the interval is over. If any process got a signal, save and raise Interrupted."""
         if self.processes.any(bool(stop)):
             self.save(trainer)
-            self.processes.any(True)  # nobody leaves before the state stands
-            command = "" if self.folder is None else f"; go on with: {self.folder.resume_command}"
+            self.processes.any(True)  # no process ends before the state is written
+            command = "" if self.folder is None else f"; resume with: {self.folder.resume_command}"
             raise Interrupted(f"interrupted{command}")
         steps, seconds = self.every.steps, self.every.seconds
         by_steps = steps is not None and trainer.step_index % steps == 0
@@ -68,14 +69,14 @@ class Checkpointer:
             self.save(trainer)
 
     def save(self, trainer: Trainer | None) -> None:
-        """The state of the stage at work; None: between two stages."""
+        """Save the state of the running stage, or, with None, the state between two stages."""
         if self.folder is None:
             return
         state = State({}, {}) if trainer is None else trainer.state_dict()
         position = {
             **self.about,
             "stage": len(self.finished_stages),
-            "kept": self.finished_stages,  # the name that every state of before has
+            "kept": self.finished_stages,  # a key of older checkpoints; do not rename it
             "metrics": self.folder.sync_metrics(),
             "trainer": state.position,
         }
@@ -83,7 +84,7 @@ class Checkpointer:
         self.saved_at = time.monotonic()
 
     def save_stage(self, name: str, result: Result) -> None:
-        """A finished stage: its results stand on their own, and the next state begins the stage after it."""
+        """Save a finished stage's results to a separate file, and a state from which the next stage starts."""
         if self.folder is None:
             return
         file = Checkpoints(self.folder / CHECKPOINT).save_stage(name.replace("/", "."), result.tensors())
@@ -92,14 +93,17 @@ class Checkpointer:
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError that shows the first thing of a run's identity that is not what it began with."""
+    """Raises UserError for the first setting that differs from when the run started."""
     for key, old, new in _differences(then, now):
-        raise UserError(f"--resume: the run's {key} has changed ({_shown(old)} then, {_shown(new)} now); undo that")
+        raise UserError(
+            f"--resume: the run's {key} has changed (from {_shown(old)} to {_shown(new)}); "
+            "undo the change, or start again in another folder"
+        )
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`threads 2 then, 1 now; …` of the hardware, or nothing."""
-    return "; ".join(f"{key} {_shown(old)} then, {_shown(new)} now" for key, old, new in _differences(then, now))
+    """The differences between two descriptions as `threads changed from 2 to 1; …`, or ""."""
+    return "; ".join(f"{key} changed from {_shown(old)} to {_shown(new)}" for key, old, new in _differences(then, now))
 
 
 def _differences(then: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

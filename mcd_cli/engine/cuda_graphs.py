@@ -1,4 +1,4 @@
-"""Work that a GPU does without the host: captured once as a CUDA graph, proved, then replayed."""
+"""Captures repeated GPU work as CUDA graphs, verifies each graph against eager mode, and then replays it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-WARM_UP = 2  # calls as written before the capture: momenta are made, kernels chosen
-NUM_FIRST = WARM_UP + 2  # and one that captures, and one that proves
+WARM_UP = 2  # eager calls before the capture, which create momentum buffers and choose kernels
+NUM_FIRST = WARM_UP + 2  # plus the call that captures and the call that verifies
 
 Work = Callable[[], Tensor | None]
 
 
 class GraphBackend(Protocol):
-    """How work is run and recorded on a device."""
+    """Runs and records work on a device."""
 
     def run(self, work: Work) -> Tensor | None:
-        """As written, where and how it would be recorded."""
+        """Run the work eagerly, under the same conditions as for recording."""
         ...
 
     def capture(self, work: Work) -> tuple[Callable[[], None], Tensor | None]:
-        """What repeats the work on the same tensors, and where its output will stand."""
+        """Record the work; returns a function that repeats it on the same tensors, and the output tensor."""
         ...
 
 
 class CudaGraphBackend:
-    """CUDA graphs of one stage: one side stream, as autograd and the allocator want it, and one pool of memory.
+    """CUDA graphs of one stage, with one side stream, as autograd and the allocator require, and one memory pool.
 
-    The graphs may share the pool because nothing in it is needed after a replay but its output, which is copied.
+    The graphs can share the pool because only the output of a replay is needed afterwards, and it is copied.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,18 +47,18 @@ class CudaGraphBackend:
         return output
 
     def capture(self, work: Work) -> tuple[Callable[[], None], Tensor | None]:
-        gc.collect()  # the graphs of an earlier stage must not be destroyed while this one is captured
+        gc.collect()  # an earlier stage's graphs must not be destroyed during a capture
         graph = torch.cuda.CUDAGraph()
-        # thread_local: a DataLoader's thread may pin memory meanwhile
+        # thread_local: a DataLoader's thread may pin memory during the capture
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             output = work()
         return graph.replay, output
 
 
 class GraphCapture:
-    """The graphs of one stage. Without a backend all work is run as written.
+    """The graphs of one stage. Without a backend, all work runs eagerly.
 
-    warn: told in one line when work cannot be replayed though it should.
+    warn: called with one line if work that should be replayed cannot be.
     """
 
     def __init__(self, backend: GraphBackend | None, device: torch.device, warn: Callable[[str], None]) -> None:
@@ -67,31 +67,40 @@ class GraphCapture:
         self.warn = warn
         self.recording = False
         self.num_asked = 0
-        self.num_first = NUM_FIRST if backend else 0  # calls of each work until it is replayed
+        self.num_first = NUM_FIRST if backend else 0  # number of calls before work is replayed
 
     def wrap(
         self, name: str, work: Callable[..., Tensor | None], written: Callable[[], Sequence[Tensor]]
     ) -> Callable[..., Any]:
+        """A function that replays `work` as a graph (see GraphedCallable), or `work` itself without a backend."""
         return work if self.backend is None else GraphedCallable(name, work, written, self, self.backend)
 
     def host_is_asked(self) -> None:
-        """By work, for what changes from call to call (a draw, the step's number): a graph would freeze the answer."""
+        """Called by work that reads a changing value from the host (a draw, the step's index).
+
+        A graph would freeze that value, so such work is never captured.
+        """
         self.num_asked += 1
 
     def asked_so_far(self) -> list[Tensor]:
-        """Of the host, and of the generators that dropout and stochastic depth draw from; no device is waited for."""
+        """The number of such reads, and the states of the random generators, without a device synchronisation.
+
+        Dropout and stochastic depth change the generators' states.
+        """
         states = [torch.tensor(self.num_asked), torch.get_rng_state()]
         return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
 
 
 class GraphedCallable:
-    """A function of tensors, batches and constants that is run as written at first and replayed from then on.
+    """A function of tensors, batches and constants that runs eagerly in its first calls and is replayed afterwards.
 
-    work: reads its inputs and what it closes over, writes in place, to the tensors of `written` alone (what else it
-    leaves behind is never read), and returns a tensor or nothing. Inputs of another shape than the first call's are
-    run as written, always. So is work that draws random numbers or asks the host, and, with a warning, work that
-    cannot be captured or whose replay on fresh inputs is not the same to the last bit (in deterministic mode; else to
-    rounding). Whatever happens, each call leaves the state that the work as written would leave.
+    work: reads its inputs and captured variables, writes in place, and only to the tensors of `written` (no other
+    side effect is ever read), and returns a tensor or None.
+
+    Always run eagerly: inputs whose shape differs from the first call's; work that draws random numbers or reads
+    from the host; and, with a warning, work that cannot be captured or whose replay on fresh inputs is not
+    bit-identical (without deterministic mode: not equal up to rounding). In all cases a call leaves the same state
+    as the eager work.
     """
 
     def __init__(
@@ -108,7 +117,7 @@ class GraphedCallable:
         self.graphs = graphs
         self.backend = backend
         self.num_calls = 0
-        self.inputs: tuple[Any, ...] | None = None  # the graph's own; the caller's are copied there
+        self.inputs: tuple[Any, ...] | None = None  # the graph's input tensors; the caller's inputs are copied there
         self.output: Tensor | None = None
         self.replay: Callable[[], None] | None = None
         self.given_up = False
@@ -117,8 +126,8 @@ class GraphedCallable:
         if self.given_up:
             return self.work(*inputs)
         if self.inputs is None:
-            self.inputs = _held(inputs)
-        elif not _alike(self.inputs, inputs):
+            self.inputs = _copied(inputs)
+        elif not _can_load(self.inputs, inputs):
             return self.work(*inputs)
         self.num_calls += 1
         if self.num_calls <= WARM_UP:
@@ -126,7 +135,7 @@ class GraphedCallable:
         if self.replay is None:
             return self._capture(inputs)
         if self.num_calls == NUM_FIRST:
-            return self._prove(inputs)
+            return self._verify(inputs)
         return self._replayed(inputs)
 
     def _replayed(self, inputs: tuple[Any, ...]) -> Tensor | None:
@@ -136,39 +145,39 @@ class GraphedCallable:
         return None if self.output is None else self.output.clone()  # the next replay overwrites it
 
     def _capture(self, inputs: tuple[Any, ...]) -> Tensor | None:
-        """The work as written; then, its results put aside, once more under the backend."""
-        asked = self.graphs.asked_so_far()
+        """Run the work eagerly, save its results, and run it again to record it."""
+        asked_before = self.graphs.asked_so_far()
         output = self.backend.run(partial(self.work, *inputs))
-        if not all(map(torch.equal, asked, self.graphs.asked_so_far())):
+        if not all(map(torch.equal, asked_before, self.graphs.asked_so_far())):
             self._give_up()
             return output
         written = self.written()
-        after = _held(written)
+        after = _copied(written)
         _load(self.inputs, inputs)
         assert self.inputs is not None
         try:
             self.graphs.recording = True
             self.replay, self.output = self.backend.capture(partial(self.work, *self.inputs))
-        except Exception as error:  # whatever the driver says: the work as written is still there
+        except Exception as error:  # whatever the driver reports, the work can still run eagerly
             self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
         finally:
             self.graphs.recording = False
         _load(written, after)
         return output
 
-    def _prove(self, inputs: tuple[Any, ...]) -> Tensor | None:
-        """Replay and the work as written from the same state, on inputs that the capture has not seen."""
+    def _verify(self, inputs: tuple[Any, ...]) -> Tensor | None:
+        """Compare a replay with the eager work, from the same state and on inputs not used for the capture."""
         written = self.written()
-        before = _held(written)
+        before = _copied(written)
         output = self.backend.run(partial(self.work, *inputs))
-        after = _held(written)
+        after = _copied(written)
         _load(written, before)
         replayed = self._replayed(inputs)
-        same = [_same(*each) for each in zip(after, written, before, strict=True)]
+        equal = [_same(*tensors) for tensors in zip(after, written, before, strict=True)]
         if output is not None:
-            same.append(replayed is not None and _same(output, replayed, torch.zeros_like(output)))
-        if not all(same):
-            self._give_up(f"{same.count(False)} of {len(same)} tensors differ from those of the step as written")
+            equal.append(replayed is not None and _same(output, replayed, torch.zeros_like(output)))
+        if not all(equal):
+            self._give_up(f"{equal.count(False)} of {len(equal)} tensors differ from the eager step's")
             _load(written, after)
         return output
 
@@ -176,25 +185,27 @@ class GraphedCallable:
         self.given_up = True
         self.inputs = self.output = self.replay = None
         if reason is not None:
-            self.graphs.warn(f"{self.name} cannot be replayed as a CUDA graph ({reason}); it goes on without, slower")
+            self.graphs.warn(
+                f"{self.name} cannot be replayed as a CUDA graph ({reason}); it runs eagerly, which is slower"
+            )
 
 
-def _held(value: Any) -> Any:
-    """A copy of its own: of tensors, and of tuples and lists of them; constants are themselves."""
+def _copied(value: Any) -> Any:
+    """A copy of a tensor, or of tuples and lists of tensors; constants are returned unchanged."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, tuple | list):
-        held = map(_held, value)
-        return type(value)(*held) if hasattr(value, "_fields") else type(value)(held)
+        copies = map(_copied, value)
+        return type(value)(*copies) if hasattr(value, "_fields") else type(value)(copies)
     return value
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether b can be loaded into a: shapes, types and layouts of tensors, values of constants."""
+def _can_load(a: Any, b: Any) -> bool:
+    """Whether b can be loaded into a: tensors of the same shape, dtype and layout; equal constants."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(map(_can_load, a, b))
     return bool(type(a) is type(b) and a == b)
 
 
@@ -208,7 +219,7 @@ def _load(target: Any, value: Any) -> None:
 
 
 def _same(a: Tensor, b: Tensor, before: Tensor) -> bool:
-    """To the last bit where determinism is asked for, else to a fiftieth of what the step has changed."""
+    """Whether a equals b: bit by bit in deterministic mode, otherwise up to 1/50 of the step's change."""
     if torch.are_deterministic_algorithms_enabled() or not a.is_floating_point():
         return bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
     distance, moved, size = ((x.double().norm()) for x in (a - b, a - before, a))

@@ -1,4 +1,4 @@
-"""How long a stage will take, from a few of its own steps on throwaway networks."""
+"""Estimates the duration of a stage from a few of its steps on throwaway networks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mcd_cli.engine.trainer import Trainer
 
 
 def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
-    """Seconds: the method's pass before training, ordinary steps, meta steps at their rate, an evaluation per epoch.
+    """Estimated seconds for a stage: preparation, ordinary and meta steps, and one evaluation per epoch.
 
-    The trainer is spent: its students have moved.
+    The trainer cannot be used afterwards, because its students have been trained.
     """
     batch = next(iter(trainer.loader.epoch(0)))
     start = time.perf_counter()
     trainer.prepare(trainer.processes.gather(batch.ids, batch.size).cpu())
     preparation = (time.perf_counter() - start) * len(trainer.loader.dataset.train) / batch.size
     section = trainer.plan.coordinator
-    trainer.epochs_done = 1 if section.every > 1 else 0  # of an epoch in which C-NET does not learn
-    for number in (0, 1) * trainer.graphs.num_first or (0,):  # the first steps pay for compilation, memory, graphs
+    trainer.epochs_done = 1 if section.every > 1 else 0  # an epoch in which C-NET is not updated
+    for number in (0, 1) * trainer.graphs.num_first or (0,):  # warm-up: compilation, memory, graphs
         _timed_step(trainer, batch, number)
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
     trainer.epochs_done = 0

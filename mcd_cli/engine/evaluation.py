@@ -1,4 +1,4 @@
-"""Evaluation: eval mode, float32, un-augmented images."""
+"""Evaluates models in eval mode and float32, on images without augmentation."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def each_logits(
     keep: Callable[[Tensor], Tensor],
     run: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """keep(logits) of every image of the split, in its order; the model's mode is put back.
+    """keep(logits) for every image of the split, in order; the model's train or eval mode is restored.
 
-    run: what computes the model's logits instead of a plain call (a graph of it).
+    run: called instead of the model to compute the logits (for example its CUDA graph).
     """
     was_training = model.training
     model.eval()
     with torch.no_grad(), Overrides(UNSTRIDED) if loader.device.type == "cpu" else nullcontext():
-        kept = [keep((run or model)(batch.images)) for batch in loader.in_order(split)]
-        everyones = loader.processes.gather(torch.cat(kept), len(split))
+        results = [keep((run or model)(batch.images)) for batch in loader.in_order(split)]
+        gathered = loader.processes.gather(torch.cat(results), len(split))
     model.train(was_training)
-    return everyones.cpu()
+    return gathered.cpu()
 
 
 def predictions(
     model: nn.Module, loader: Loader, split: Tensor, run: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The predicted class of every image of the split: [N] of a single network, [N, k] of Students."""
+    """The predicted class of every image of the split: [N] for a single network, [N, k] for Students."""
     return each_logits(model, loader, split, lambda z: z.argmax(dim=-1), run)
 
 
 def num_correct(predicted: Tensor, loader: Loader, split: Tensor) -> Tensor:
-    """How many predictions are right: a scalar, or one number per student [k]."""
+    """The number of correct predictions: a scalar, or one number per student [k]."""
     labels = loader.dataset.labels[split]
     return (predicted == labels.view(-1, *[1] * (predicted.ndim - 1))).sum(dim=0)

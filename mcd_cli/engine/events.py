@@ -1,4 +1,4 @@
-"""What the engine tells whoever listens."""
+"""The events that the engine reports to its listener."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from mcd_cli.ladder.metrics import EpochRecord
 
 @dataclass(frozen=True)
 class InfoMessage:
-    """A line worth knowing."""
+    """A line of information."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class WarningMessage:
-    """A line worth acting on."""
+    """A warning that the user should act on."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins (or goes on, where `step` is above 0)."""
+    """A stage starts, or resumes if `step` is above 0."""
 
     stage: str
     students: tuple[str, ...]
     num_epochs: int
-    num_steps: int  # of the whole stage
+    num_steps: int  # in the whole stage
     step: int
 
 
 @dataclass(frozen=True)
 class StepEnded:
-    """One optimiser step was made."""
+    """An optimiser step is done."""
 
     stage: str
     step: int
@@ -43,14 +43,14 @@ class StepEnded:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """An epoch was trained and evaluated; `record` is its line of metrics.jsonl."""
+    """An epoch is trained and evaluated; `record` is its line in metrics.jsonl."""
 
     record: EpochRecord
 
 
 @dataclass(frozen=True)
 class StageEnded:
-    """A stage's students are finished: their best accuracy on V, as fractions."""
+    """A stage is done; `accuracy` is each student's best accuracy on val, as a fraction."""
 
     stage: str
     accuracy: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""The end of a run: the test set is read, the students are written, the manifest last."""
+"""Finishes a run: evaluates on test, writes the students, and writes the manifest last."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from mcd_cli.recipe.schema import Recipe
 
 
 def gain_p(predicted: Mapping[str, Tensor], name: str) -> float:
-    """Two-sided p of a student's gain over its warm start: exact McNemar over the test images."""
+    """Two-sided p-value of a student's gain over its warm start: exact McNemar test over the test images."""
     right = {kind: predicted[f"test/{kind}/{name}"] == predicted["test"] for kind in ("best", "ce")}
     gained, lost = (int((right[a] & ~right[b]).sum()) for a, b in (("best", "ce"), ("ce", "best")))
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def splits(dataset: Dataset) -> dict[str, Tensor]:
+    """The sample ids of train, val and test by name."""
     return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
 
 
@@ -43,13 +44,13 @@ def write_ladder(
     recipe: Recipe,
     folder: RunFolder | None,
     loader: Loader,
-    of_run: Teacher,
+    teacher: Teacher,
     results: Results,
     hardware: Hardware,
 ) -> Ladder | None:
-    """Read the test set (once, all processes together); write students/, predictions and ladder.json.
+    """Evaluate on test (once, with all processes); write students/, the predictions and ladder.json.
 
-    Without a folder nothing is written, and None returned: another process writes.
+    folder: None in a process that does not write; the result is then None.
     """
     dataset = loader.dataset
     predicted: dict[str, Tensor] = {
@@ -57,9 +58,9 @@ def write_ladder(
     }
 
     def accuracy(part: str, model: nn.Module, kind: str) -> float:
-        guesses = predictions(model, loader, splits(dataset)[part])
-        predicted[f"{part}/{kind}"] = guesses
-        return int((guesses == predicted[part]).sum()) / len(guesses)
+        classes = predictions(model, loader, splits(dataset)[part])
+        predicted[f"{part}/{kind}"] = classes
+        return int((classes == predicted[part]).sum()) / len(classes)
 
     def student(name: str, weights: Weights) -> nn.Module:
         network = build(recipe.students[name], dataset.num_classes)
@@ -69,16 +70,16 @@ def write_ladder(
     distilled, warm = results.distilled(), results.warm_started()
     accuracies = {}
     for name in recipe.students:
-        chosen = student(name, distilled.best[name])
+        best = student(name, distilled.best[name])
         accuracies[name] = Accuracy(
             ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
             last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
-            val=accuracy("val", chosen, f"best/{name}"),
-            test=accuracy("test", chosen, f"best/{name}"),
+            val=accuracy("val", best, f"best/{name}"),
+            test=accuracy("test", best, f"best/{name}"),
             gain_p=gain_p(predicted, name) if name in warm else None,
         )
-    of_teacher = TeacherAccuracy(
-        val=accuracy("val", of_run.network, TEACHER), test=accuracy("test", of_run.network, TEACHER)
+    teacher_accuracy = TeacherAccuracy(
+        val=accuracy("val", teacher.network, TEACHER), test=accuracy("test", teacher.network, TEACHER)
     )
     if folder is None:
         return None
@@ -116,11 +117,11 @@ def write_ladder(
             sizes={part: len(ids) for part, ids in splits(dataset).items()},
         ),
         teacher=TeacherEntry(
-            arch=of_run.arch,
-            sha256=of_run.sha256,
-            norm="/".join(",".join(f"{v:g}" for v in values) for values in (of_run.mean, of_run.std)),
-            accuracy=of_teacher,
-            saw_val=None if of_run.was_given else False,
+            arch=teacher.arch,
+            sha256=teacher.sha256,
+            norm="/".join(",".join(f"{v:g}" for v in values) for values in (teacher.mean, teacher.std)),
+            accuracy=teacher_accuracy,
+            saw_val=None if teacher.was_given else False,
         ),
         method=recipe.method,
         recipe_sha256=recipe.sha256(),

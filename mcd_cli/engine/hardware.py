@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, threads, determinism."""
+"""The hardware settings of a run: device, precision, threads, determinism."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mcd_cli.errors import UserError
 from mcd_cli.machine import processor
 from mcd_cli.ops.distributed import SINGLE_PROCESS, Processes
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class Hardware:
     processes: Processes = SINGLE_PROCESS
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
-        wanted = enabled and self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+        """A context for the run's precision: autocast to bf16, or no change for fp32."""
+        use_bf16 = enabled and self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether the host may queue steps without waiting for them: on a GPU that this process has for itself."""
+        """Whether the host may queue steps without waiting for them: on a GPU, in a run with a single process."""
         return self.device.type == "cuda" and self.processes.world == 1
 
     def describe(self) -> dict[str, object]:
-        """What the manifest records: device, its model, precision, processes, threads of each, torch's version."""
+        """The manifest's entry: device and its model, precision, processes, threads per process, torch version."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor()
         return {
             "type": self.device.type,
@@ -48,14 +49,14 @@ class Hardware:
 
 
 def joined(device: str) -> Processes:
-    """The processes of the run that this one is part of, before anything else is known of it."""
+    """Join the run's processes, before anything else is set up. Raises UserError as Processes.join does."""
     return Processes.join(_resolved(device))
 
 
 def prepare(device: str, precision: str, threads: int | None, deterministic: bool) -> Hardware:
-    """Resolve `auto`, set threads and determinism for the process, and join the others of the run.
+    """Resolve `auto`, set this process's threads and determinism, and join the run's other processes.
 
-    Raises UserError for a device or a precision that is not here.
+    Raises UserError for a device or a precision that this machine does not have.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -65,15 +66,15 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
     if precision == "auto":
         precision = "bf16" if _native_bf16(device) else "fp32"
     elif precision == "bf16" and not _native_bf16(device):
-        raise UserError(f"--precision bf16: this {device} has no native bf16; use fp32 or auto")
+        raise UserError(f"--precision bf16: the {device} has no native bf16 here; use fp32 or auto")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # as use_deterministic_algorithms does, which imports the whole compiler for it
+    # what use_deterministic_algorithms does, which would import torch's whole compiler
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
-    # deterministic mode fills fresh memory by default, which costs time and guards only against our own bugs
+    # by default, deterministic mode fills new memory, which costs time and only helps to find bugs
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: the meta-gradient is exact in no less
+    torch.backends.cudnn.allow_tf32 = False  # the exact meta-gradient needs full float32
     torch.backends.cudnn.benchmark = not deterministic
     processes = Processes.join(device)
     place = (
@@ -83,10 +84,11 @@ def prepare(device: str, precision: str, threads: int | None, deterministic: boo
 
 
 def _keep_freed_memory() -> None:
-    """Large blocks stay with the process when they are freed (glibc; elsewhere nothing happens).
+    """Make glibc keep large freed blocks in the process; has no effect with other C libraries.
 
-    glibc gives blocks of over 32 MB back at once, and the kernel clears the same pages again for the next layer's
-    activations: a training step of resnet10-m, 400x3x32x32, took 650 ms instead of 760 with one thread.
+    By default glibc returns blocks above 32 MB to the system at once, and the kernel clears the same pages again for
+    the next layer's activations. With one thread, a training step of resnet10-m at 400x3x32x32 takes 650 ms instead
+    of 760.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
@@ -101,24 +103,25 @@ def _native_bf16(device: str) -> bool:
 
 
 def _resolved(device: str) -> str:
-    """`auto` never takes mps: it has no float64, and nobody has tested a run there."""
+    """Resolve `auto` and check the device. `auto` never chooses mps, which has no float64 and is untested."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto")
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu or auto")
+        raise UserError("--device mps: no Apple GPU is available; use --device cpu or auto")
     return device
 
 
-def memory_for_images(hardware: Hardware, asked: int | None) -> tuple[int, int]:
-    """Bytes of images that this process may hold in the machine's memory, and on the device.
+def memory_for_images(hardware: Hardware, limit: int | None) -> tuple[int, int]:
+    """How many bytes of images this process may hold in host memory and on the device.
 
-    Unless asked for: half of what is free, shared by the processes of this machine (and by an Apple GPU).
+    limit: bytes for each of them; None: half of the free memory, divided among the processes on this machine (and
+    halved again for an Apple GPU, which shares it).
     """
-    host = memory.available() // 2 // hardware.processes.local_world if asked is None else asked
-    if hardware.device.type == "mps" and asked is None:
+    host = memory.available() // 2 // hardware.processes.local_world if limit is None else limit
+    if hardware.device.type == "mps" and limit is None:
         host //= 2
     if hardware.device.type != "cuda":
         return host, host
-    return host, int(torch.cuda.mem_get_info(hardware.device)[0]) // 2 if asked is None else asked
+    return host, int(torch.cuda.mem_get_info(hardware.device)[0]) // 2 if limit is None else limit

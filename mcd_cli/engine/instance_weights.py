@@ -1,4 +1,4 @@
-"""What C-NET made of each training image: the weights used in training, averaged image by image."""
+"""Records the loss weights that C-NET gave each training image, averaged over a stage."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.meters import sums_dtype
 from mcd_cli.ladder.metrics import ImageRecord, ImagesRecord
 
-NUM_EXTREMES = 8  # images named at each end
+NUM_EXTREMES = 8  # images with the largest and with the smallest weights
 DIGITS = 5
 
 
 class InstanceWeights:
-    """How much each image weighed more than its batch, summed over the steps that used it; a part of the state.
+    """By how much each image's weights exceed its batch's mean, summed over the image's steps; part of the state.
 
-    Weights drift during training, and not every image is in every epoch (the last short batch is dropped): what an
-    image weighs beside its batch is its own, while its plain average would tell when it was used. On the device,
-    read at the stage's end alone. Rows are sample ids of the whole data set.
+    Weights drift during training, and not every image is in every epoch (the last short batch is dropped). A plain
+    average per image would therefore reflect when it was used; its difference from the batch does not. The sums stay
+    on the device and are read only at the end of the stage. Rows are sample ids of the whole data set.
     """
 
     def __init__(self, num_images: int, num_students: int, num_losses: int, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class InstanceWeights:
 
     @torch.no_grad()
     def add(self, ids: Tensor, w: Tensor) -> None:
-        """ids: of the whole batch, [n], each once; w: what the images weighed, [n, k, c]."""
+        """Add a step. ids: sample ids of the whole batch [n], without duplicates; w: the loss weights [n, k, c]."""
         mean = w.mean(dim=0)
         self.excess[ids] += (w - mean).float()
         self.uses[ids] += 1
@@ -42,7 +42,7 @@ class InstanceWeights:
     def summary(
         self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset
     ) -> dict[str, ImagesRecord]:
-        """Per student, over the images that were trained on."""
+        """Per student, over the training images, from each image's weights averaged over the stage."""
         ids = self.uses.nonzero().flatten().cpu()
         excess = self.excess.cpu()[ids].double() / self.uses.cpu()[ids].double()[:, None, None]
         mean = (self.means / self.steps).cpu() + excess  # [n, k, c]
@@ -65,14 +65,14 @@ class InstanceWeights:
 
         summary = {}
         for student, w in zip(students, mean.unbind(dim=1), strict=True):
-            of_class = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
+            class_means = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
             beta = w[:, loss_names.index("beta")]
             order = beta.argsort(stable=True)
             num_extremes = min(NUM_EXTREMES, len(order) // 2)
             parts = {"yes": w[moved], "no": w[~moved]} if moved.any() else {}
             summary[student] = ImagesRecord(
                 spread=named(w.std(dim=0, correction=0)),
-                by_class={s: {name: means[s] for name, means in of_class.items()} for s in loss_names},
+                by_class={s: {name: means[s] for name, means in class_means.items()} for s in loss_names},
                 highest=images(beta, order.flip(0)[:num_extremes]),
                 lowest=images(beta, order[:num_extremes]),
                 mislabelled={part: named(rows.mean(dim=0)) for part, rows in parts.items()} or None,

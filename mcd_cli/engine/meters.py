@@ -1,4 +1,4 @@
-"""What an epoch is summed up to: sums on the device, read once at its end."""
+"""Sums the metrics of an epoch on the device and reads them once at the end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mcd_cli.ladder.metrics import StudentRecord
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
-    """What sums over many steps are kept in: Apple's GPUs have no float64."""
+    """The dtype for sums over many steps: float64, except on Apple GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Meters:
-    """Sums over an epoch's batches per student and loss, [k, c]; a part of the state, so resuming keeps them.
+    """Sums over an epoch's batches per student and loss, [k, c]; part of the state, so that resuming keeps them.
 
-    losses: mean over images; weights: their mean, and their spread (standard deviation over the images of a
-    batch, averaged over batches); saturated: share of C-NET's outputs within 2 % of 0 or 1.
+    losses, weights: means over images; spread: standard deviation of the weights over a batch, averaged over batches;
+    saturated: share of C-NET's outputs within 2 % of 0 or 1.
     """
 
     NAMES = ("losses", "weights", "spread", "saturated", "correct")
@@ -32,9 +32,10 @@ class Meters:
 
     @torch.no_grad()
     def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
-        """right: 1 for a right answer, [n, k]; losses and w: [n, k, c]; p: C-NET's outputs [n, k, c], if any.
+        """Add a step.
 
-        All of the whole batch, so that every process holds the same sums.
+        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]; p: C-NET's outputs [n, k, c], or None. All for
+        the whole batch, so that every process has the same sums.
         """
         self.sums["losses"] += losses.mean(dim=0)
         self.sums["weights"] += w.mean(dim=0)
@@ -54,7 +55,7 @@ class Meters:
     def summary(
         self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool, val_accuracy: Sequence[float]
     ) -> dict[str, StudentRecord]:
-        """Each student's epoch; val_accuracy: theirs, in the same order."""
+        """The epoch's means per student; val_accuracy: the students' accuracies, in the same order."""
         mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
 
         def by_loss(name: str, j: int) -> dict[str, float]:

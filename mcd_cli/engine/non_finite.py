@@ -1,4 +1,4 @@
-"""One student's NaN reaches neither the others nor a saved state."""
+"""Stops a student's NaN before it reaches other students or a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from mcd_cli.errors import RunFailed
 
-PATIENCE = 1000  # steps after which a host that does not wait asks all the same
+PATIENCE = 1000  # steps between two checks by a host that does not wait for the device
 
 
 class NonFiniteGuard:
-    """Whether every student's logits and losses are finite.
+    """Checks that every student's logits and losses are finite.
 
-    The host waits in every step, before anything is moved; or, deferred, the device keeps the answer itself: from
-    the first bad step on `found_inf` is 1, which the fused optimisers read (`found_inf`) and then move nothing, and the
-    host is told when it asks (`refuse`), at an epoch's end and before anything is saved.
+    Normally the host waits for the check in every step, before the optimisers update anything. If deferred, the
+    result stays on the device: from the first bad step on, `found_inf` is 1, and the fused optimisers, which read it,
+    skip their updates. The host then calls `refuse` at the end of an epoch and before anything is saved.
     """
 
     KINDS = ("logits", "loss")
@@ -26,14 +26,14 @@ class NonFiniteGuard:
         self.deferred = deferred
         self.bad = torch.zeros(len(self.KINDS), len(students), dtype=torch.bool, device=device)
         self.found_inf = torch.zeros((), device=device)
-        self.num_late = torch.zeros((), device=device)  # steps from the first bad one on, itself included
+        self.num_late = torch.zeros((), device=device)  # steps since the first bad one, including it
 
     def tensors(self) -> list[Tensor]:
         return [self.bad, self.found_inf, self.num_late]
 
     @torch.no_grad()
     def check(self, step_index: int, logits: Tensor, loss: Tensor) -> None:
-        """logits and loss: [n, k, …] of the step of that step_index. Raises RunFailed (later, where deferred)."""
+        """Check one step's logits and losses, [n, k, …]. Raises RunFailed, unless deferred."""
         fine = torch.stack([torch.isfinite(v).all(dim=2).all(dim=0) for v in (logits, loss)])
         if not self.deferred:
             if not fine.all():
@@ -44,14 +44,15 @@ class NonFiniteGuard:
         self.num_late += self.found_inf
 
     def refuse(self, num_steps: int) -> None:
-        """After so many steps. Raises RunFailed that names the students and the step; the host waits."""
+        """Raises RunFailed if a deferred check has failed in the `num_steps` steps so far; the host waits."""
         if self.deferred and self.found_inf:
             self._raise(self.bad, num_steps - int(self.num_late))
 
     def _raise(self, bad: Tensor, step_index: int) -> None:
-        what, of_students = next((what, b) for what, b in zip(self.KINDS, bad.tolist(), strict=True) if any(b))
-        names = [name for name, is_bad in zip(self.students, of_students, strict=True) if is_bad]
+        kind, flags = next((kind, b) for kind, b in zip(self.KINDS, bad.tolist(), strict=True) if any(b))
+        names = [name for name, is_bad in zip(self.students, flags, strict=True) if is_bad]
         raise RunFailed(
-            f"the {what} of {' and '.join(names)} is not finite at step {step_index} of stage {self.stage}; "
-            "what was saved before stays; try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…)"
+            f"the {kind} of {' and '.join(names)} {'are' if kind == 'logits' else 'is'} not finite "
+            f"at step {step_index} of stage {self.stage}; "
+            "try a lower learning rate (--set optimizer.lr=…, warm_start.lr=…); earlier checkpoints are intact"
         )

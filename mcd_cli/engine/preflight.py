@@ -1,4 +1,4 @@
-"""Is the teacher any good here? Measured on V before training; a teacher near chance is refused with a cause."""
+"""Checks the teacher's accuracy on val before training, and explains why a teacher near chance may fail."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import freeze
 from mcd_cli.norms import NORMS, RGB
 
-NUM_TRIED = 512  # images of V on which other readings of the file are tried
-GAIN = 0.05  # another normalisation is mentioned from this gain on
+NUM_TRIED = 512  # val images for trying other normalisations and channel orders
+GAIN = 0.05  # gain in accuracy above which another normalisation is suggested
 CONFIDENCE = 0.999
 
 
 class Swapped(nn.Module):
-    """The same network fed with BGR."""
+    """The same network with BGR input."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Swapped(nn.Module):
 
 
 def bar(num_images: int, num_classes: int) -> int:
-    """Right answers out of num_images that a guesser right with probability 2/C exceeds once in a thousand.
+    """The number of correct predictions that a teacher must exceed to count as better than chance.
 
-    (3/4 instead of 2/C = 1 for two classes.)
+    A random guesser that is right with probability 2/C (3/4 for two classes) exceeds it once in a thousand times.
     """
     p = min(2 / num_classes, (1 + 1 / num_classes) / 2)
     counts = np.arange(num_images + 1)
@@ -44,41 +44,42 @@ def bar(num_images: int, num_classes: int) -> int:
 
 
 def check_teacher(teacher: Teacher, loader: Loader, force: bool, emit: Listener) -> float:
-    """The teacher's accuracy on V; raises GateRefused when it is near chance (a warning with force)."""
+    """The teacher's accuracy on val. Raises GateRefused if it is near chance; with `force` it only warns."""
     val = loader.dataset.val
     predicted = predictions(teacher.network, loader, val)
-    right = int(num_correct(predicted, loader, val))
-    accuracy = right / len(val)
-    emit(InfoMessage(f"teacher {teacher.arch}: {accuracy:.1%} on V ({len(val):,} images)"))
+    num_right = int(num_correct(predicted, loader, val))
+    accuracy = num_right / len(val)
+    emit(InfoMessage(f"teacher {teacher.arch}: {accuracy:.1%} on val ({len(val):,} images)"))
     if not teacher.was_given:
         return accuracy
     sample = val[torch.linspace(0, len(val) - 1, min(NUM_TRIED, len(val))).long()]
-    now = int(num_correct(predictions(teacher.network, loader, sample), loader, sample)) / len(sample)
-    near_chance = right <= bar(len(val), loader.dataset.num_classes)
+    current = int(num_correct(predictions(teacher.network, loader, sample), loader, sample)) / len(sample)
+    near_chance = num_right <= bar(len(val), loader.dataset.num_classes)
     best, reading = _best_reading(teacher, loader, sample, with_swaps=near_chance)
     if not near_chance:
-        if best > now + GAIN:
+        if best > current + GAIN:
             emit(
                 WarningMessage(
-                    f"the teacher reaches {best:.1%} instead of {now:.1%} ({len(sample)} images of V) with {reading}"
+                    f"with {reading}, the teacher reaches {best:.1%} instead of {current:.1%} "
+                    f"on {len(sample)} val images"
                 )
             )
         return accuracy
-    if best > now + GAIN and best * len(sample) > bar(len(sample), loader.dataset.num_classes):
-        cause = f"it reaches {best:.1%} ({len(sample)} images) with {reading}"
+    if best > current + GAIN and best * len(sample) > bar(len(sample), loader.dataset.num_classes):
+        cause = f"it reaches {best:.1%} on {len(sample)} val images with {reading}"
     elif _other_class_order(predicted, loader.dataset.labels[val], loader.dataset.num_classes):
-        cause = "its classes seem to stand in another order than the data set's"
+        cause = "its classes seem to be in another order than the data set's"
     else:
         cause = "no other normalisation, channel order or class order helps: is it a teacher for this data set?"
-    line = f"the teacher is right on {accuracy:.1%} of V, near chance; {cause}"
+    line = f"the teacher's accuracy on val is {accuracy:.1%}, near chance; {cause}"
     if not force:
-        raise GateRefused(f"{line} (--force goes on all the same)")
+        raise GateRefused(f"{line} (use --force to train anyway)")
     emit(WarningMessage(line))
     return accuracy
 
 
 def _best_reading(teacher: Teacher, loader: Loader, sample: Tensor, with_swaps: bool) -> tuple[float, str]:
-    """The best accuracy among other normalisations (and BGR, and 0–255 input), and how to ask for it."""
+    """The best accuracy with other normalisations (with_swaps: also BGR and 0–255 input), and the option for it."""
     norms: dict[str, tuple[RGB, RGB]] = dict(NORMS)
     if with_swaps:
         norms["0,0,0/.00392157,.00392157,.00392157 (input 0–255)"] = ((0.0,) * 3, (1 / 255,) * 3)
@@ -100,12 +101,12 @@ def _best_reading(teacher: Teacher, loader: Loader, sample: Tensor, with_swaps: 
 
 
 def _other_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> bool:
-    """Whether renaming classes, learned on one half of V, makes the other half right."""
+    """Whether a permutation of the classes, found on one half of val, gives good accuracy on the other half."""
     from scipy.optimize import linear_sum_assignment
 
-    first = torch.arange(len(labels)) % 2 == 0
+    is_even = torch.arange(len(labels)) % 2 == 0
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    confusion.index_put_((predicted[first], labels[first]), torch.tensor(1), accumulate=True)
-    _, renamed = linear_sum_assignment(confusion.numpy(), maximize=True)
-    right = torch.from_numpy(renamed)[predicted[~first]] == labels[~first]
+    confusion.index_put_((predicted[is_even], labels[is_even]), torch.tensor(1), accumulate=True)
+    _, permutation = linear_sum_assignment(confusion.numpy(), maximize=True)
+    right = torch.from_numpy(permutation)[predicted[~is_even]] == labels[~is_even]
     return int(right.sum()) > bar(len(right), num_classes)

@@ -33,7 +33,7 @@ from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import WARM_START, degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
-from mcd_cli.models import TORCHVISION, build
+from mcd_cli.models import build, torchvision_name
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.ops import batch_norm, batch_norm_cpu, convolution
 from mcd_cli.ops.distributed import check_shards
@@ -97,7 +97,7 @@ class Run:
             processes=self.processes,
             memory=on_device,
         )
-        if METHODS.load(recipe.method).learned:
+        if METHODS[recipe.method].learned:
             check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
         if self.loader.streams:
             emit(
@@ -268,8 +268,9 @@ class Run:
         if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
             from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
 
-            arch = archs[TEACHER].removeprefix(TORCHVISION)
-            filled = load_pretrained(students.networks[TEACHER], arch)
+            name = torchvision_name(archs[TEACHER])
+            assert name is not None  # the recipe's own rule
+            filled = load_pretrained(students.networks[TEACHER], name)
             self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
         for name in () if is_teacher else students.names:
             if name in self.results.warm_started():

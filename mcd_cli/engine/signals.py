@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first one ends the run after the step, the second one at once."""
+"""Handles SIGINT and SIGTERM: the first signal stops the run after the current step, the second one immediately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Stop:
-    """True once a signal has asked the run to end."""
+    """A flag that becomes true when a signal asks the run to stop."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -21,9 +21,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Within: the first SIGINT or SIGTERM sets the flag; a second raises KeyboardInterrupt where it strikes.
+    """Inside, the first SIGINT or SIGTERM sets the flag, and a second one raises KeyboardInterrupt immediately.
 
-    Signals reach the main thread alone: in another one nothing is changed, and the flag is never set.
+    Only the main thread can handle signals; in any other thread the flag is never set.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

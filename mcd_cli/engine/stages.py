@@ -28,13 +28,15 @@ class StagePlan:
     tau: float
     coordinator: CoordinatorSection
     seed: int
+    learned: bool = False  # a C-NET sets the weights of the losses
     on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
     """The teacher where the run trains it, the warm start, then the method's own stages. Raises UserError."""
     method = METHODS.load(recipe.method)(recipe.distill)
-    if recipe.train_on_val and method.learned:
+    learned = METHODS[recipe.method].learned
+    if recipe.train_on_val and learned:
         raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
     ce = CE(recipe.distill)
     plans = []
@@ -48,7 +50,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     for stage in stages:
         name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
         plan = _plan(recipe, name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
-        plans.append(replace(plan, on_val=recipe.train_on_val))
+        plans.append(replace(plan, learned=learned, on_val=recipe.train_on_val))
     return plans
 
 

@@ -1,4 +1,4 @@
-"""The frozen teacher of a run: read from a file, found in the cache, or still to be trained."""
+"""The frozen teacher of a run: read from a file or from the cache, or not trained yet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mcd_cli.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Teacher:
-    """network: images in [0, 1] → logits [n, C], frozen, with its own normalisation inside."""
+    """A frozen teacher. network: images in [0, 1] → logits [n, C], including the teacher's own normalisation."""
 
     network: Normalized
     arch: str
@@ -34,13 +34,13 @@ class Teacher:
     std: RGB
     path: Path
     sha256: str
-    was_given: bool  # as a file that was not trained on this train split: it may have seen V
+    was_given: bool  # a file that was not trained on this train split, so the teacher may have seen val
 
 
 def read_teacher(
     path: Path, arch: str | None, norm: str, dataset: Dataset, device: torch.device, *, was_given: bool
 ) -> Teacher:
-    """A teacher file of any layout; `auto` = the normalisation that the file states, else the data set's own."""
+    """Read a teacher file of any layout. norm: `auto` uses the file's normalisation, or else the data set's."""
     loaded = load_teacher(path, arch=arch, num_classes=dataset.num_classes)
     stated = (loaded.metadata.get("mean"), loaded.metadata.get("std"))
     mean, std = parse_norm(norm) or (stated if all(stated) else (dataset.mean, dataset.std))
@@ -50,9 +50,9 @@ def read_teacher(
 
 
 def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: str | None = None) -> Teacher | None:
-    """The recipe's teacher if it is a file or was trained before; None where the run has to train it.
+    """The recipe's teacher if it is a file or is in the cache; None if the run must train it.
 
-    sha256: of the trained one that a run began with, wherever it was trained.
+    sha256: hash of the trained teacher that a resumed run started with; it is used even if its settings differ.
     """
     section = recipe.teacher
     if section.file is not None:
@@ -60,15 +60,15 @@ def find_teacher(recipe: Recipe, dataset: Dataset, hardware: Hardware, sha256: s
         return read_teacher(path, section.arch, section.norm, dataset, hardware.device, was_given=True)
     path = trained_path(recipe, dataset, hardware)
     if sha256 is not None:
-        others = sorted(path.parent.glob(f"{glob.escape(str(section.arch))}-*.safetensors"))
-        path = next((p for p in (path, *others) if p.is_file() and sha256_of(p) == sha256), path)
+        cached = sorted(path.parent.glob(f"{glob.escape(str(section.arch))}-*.safetensors"))
+        path = next((p for p in (path, *cached) if p.is_file() and sha256_of(p) == sha256), path)
     if not path.is_file():
         return None
     return read_teacher(path, section.arch, "auto", dataset, hardware.device, was_given=False)
 
 
 def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
-    """Where the cache keeps the teacher that this recipe trains: a function of all that decides its weights."""
+    """The cache path of the teacher that this recipe trains; it depends on everything that decides its weights."""
     content = {
         "teacher": recipe.teacher.model_dump(exclude={"file", "norm", "views"}),
         "batch_size": recipe.batch_size,
@@ -88,24 +88,24 @@ def trained_path(recipe: Recipe, dataset: Dataset, hardware: Hardware) -> Path:
 
 
 def seen_images(dataset: Dataset, unseen: float) -> Tensor:
-    """The training images, [n] sample ids, without those of the classes that a teacher shall not know."""
+    """Sample ids [n] of the training images, without the share `unseen` of the classes."""
     hidden = torch.from_numpy(some_classes(dataset.num_classes, unseen, dataset.split_seed))
     return dataset.train[~torch.isin(dataset.labels[dataset.train], hidden)]
 
 
 def keep_trained(path: Path, weights: Mapping[str, Tensor], arch: str, dataset: Dataset) -> str:
-    """Save a trained teacher in the cache; returns the file's sha256."""
+    """Save a trained teacher in the cache and return the file's sha256."""
     save_model(path, weights, {**about(arch, dataset), "trained_on": trained_on(dataset)})
     return sha256_of(path)
 
 
 def trained_on(dataset: Dataset) -> dict[str, object]:
-    """The train split, as the teacher's file names it: one that this engine trained there has not seen V."""
+    """The train split as recorded in a teacher's file; a teacher trained by mcd on this split has not seen val."""
     return {"fingerprint": dataset.fingerprint, "split_seed": dataset.split_seed}
 
 
 def about(arch: str, dataset: Dataset) -> dict[str, object]:
-    """The metadata of every weights file of ours: what is needed to build and feed the network."""
+    """The metadata of the weights files that mcd writes: what is needed to build the network and prepare its input."""
     return {
         "arch": arch,
         "classes": list(dataset.classes),

@@ -1,8 +1,8 @@
-"""The teacher once: its logits of stored views, shared by every run that shows it the same images.
+"""Caches the teacher's logits for a fixed set of augmented views, shared by all runs with the same images.
 
-With `teacher.views = K` an image is seen in K augmentations (view = epoch mod K) instead of a fresh one per epoch.
-A view's logits depend on the teacher's file, the images and the augmentation alone: whichever student, method or
-seed asks first has them computed, the others read them.
+With `teacher.views = K`, an image has K augmentations (view = epoch mod K) instead of a new one in every epoch. A
+view's logits depend only on the teacher's file, the images and the augmentation. The first run that needs them
+computes them; runs with other students, methods or seeds read them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BYTES = 2  # float16
 
 
 class TeacherLogits:
-    """The stored views of one teacher and one loader's training images."""
+    """The cached logits of one teacher for the training images of one loader."""
 
     def __init__(self, teacher: Teacher, loader: Loader, hardware: Hardware, num_views: int, emit: Listener) -> None:
         self.teacher = teacher
@@ -43,15 +43,15 @@ class TeacherLogits:
         self.checked: set[Path] = set()
 
     def __call__(self, epoch: int) -> Tensor:
-        """The teacher's logits in that epoch, float16 [N, C] by sample id, memory-mapped (copied to a GPU).
+        """The logits for that epoch's view, float16 [N, C] by sample id, memory-mapped or copied to the GPU.
 
-        Rows of images that are not trained on are zero. Raises RunFailed when the disk is full.
+        Rows of images outside of the training split are zero. Raises RunFailed if the disk is full.
         """
         view = epoch % self.num_views
         path = cache_folder("views") / f"{self.key}-{view}.npy"
         if path not in self.checked:
             with lock(path.with_suffix(".lock")):
-                if not _is_whole(path):  # not there, or damaged; another process may have been quicker
+                if not _is_whole(path):  # missing or damaged; checked under the lock, as another process may write it
                     self._compute(view, path)
             self.checked.add(path)
         return torch.from_numpy(np.load(path, mmap_mode="c")).to(self.hardware.device)
@@ -60,7 +60,10 @@ class TeacherLogits:
         num_images = len(self.loader.dataset.train)
         size = show_size(BYTES * self.shape[0] * self.shape[1])
         self.emit(
-            InfoMessage(f"the teacher sees view {view + 1} of {self.num_views}: {num_images:,} images, {size} kept")
+            InfoMessage(
+                f"computing the teacher's logits for view {view + 1} of {self.num_views}: "
+                f"{num_images:,} images, {size} in the cache"
+            )
         )
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
@@ -71,7 +74,7 @@ class TeacherLogits:
                     logits = forward_in_chunks(self.teacher.network, batch.images)
                 table[batch.ids.cpu().numpy()] = logits.to(torch.float16).cpu().numpy()
             table.flush()
-            del table  # Windows renames no file that is mapped
+            del table  # Windows cannot rename a mapped file
             write_whole(_hash_of(path), sha256_of(temporary).encode())
             os.replace(temporary, path)
         except OSError as error:
@@ -81,7 +84,7 @@ class TeacherLogits:
 
 
 class NoTeacherLogits(TeacherLogits):
-    """Of a rehearsal: nothing is computed, nothing is read."""
+    """A stand-in for time estimates: returns zeros, computes and reads nothing."""
 
     def __call__(self, epoch: int) -> Tensor:
         return torch.zeros((), dtype=torch.float16, device=self.hardware.device).expand(self.shape)

@@ -65,7 +65,7 @@ class Trainer:
         self.loss_names = plan.method.loss_names(plan.stage)
         self.coordinator: Coordinator | None = None
         self.instance_weights: InstanceWeights | None = None
-        if plan.method.learned:
+        if plan.learned:
             self.coordinator = self._new_coordinator()
             self.coordinator_optimizer = coordinator_optimizer(self.coordinator, plan.coordinator, ahead)
             num_images = len(loader.dataset.labels)

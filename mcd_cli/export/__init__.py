@@ -1,4 +1,4 @@
-"""Finished students as ONNX and int8 files, each kept only when its check on real images passes.
+"""Exports finished students as ONNX and int8 files, and keeps a file only if its check on real images passes.
 
-Nothing here trains or prints; a new format goes beside onnx_file.py, with a check of its own.
+Nothing here trains or prints. A new format gets a module beside onnx_file.py, with its own check.
 """

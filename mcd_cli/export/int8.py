@@ -1,4 +1,4 @@
-"""A student's ONNX file as int8, calibrated on training images, judged by its accuracy on V."""
+"""Quantises a student's ONNX file to int8 with training images, and checks its accuracy on val."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Int8Gate:
-    """int8 against float32, both in onnxruntime on the same images of V; accuracies are fractions."""
+    """The int8 check: both files in onnxruntime on the same val images. Accuracies and drops are fractions."""
 
     float32: float
     int8: float
@@ -38,44 +38,42 @@ class Int8Gate:
 
     @property
     def drop(self) -> float:
-        """Above 0 where int8 is worse."""
+        """The accuracy that int8 loses; negative if int8 is better."""
         return self.float32 - self.int8
 
     @property
     def passed(self) -> bool:
-        # In whole images: 0.25 - 0.24 is above 0.01 in floating point.
+        # Compared in whole images, because 0.25 - 0.24 > 0.01 in floating point.
         return round(self.drop * self.num_images) <= self.max_drop * self.num_images + 1e-9
 
     def __str__(self) -> str:
-        change = (
-            f"{100 * abs(self.drop):.2f} points {'lost' if self.drop > 0 else 'gained'}" if self.drop else "as good"
-        )
-        return f"{self.int8:.2%} on V for {self.float32:.2%} ({self.num_images:,} images): {change}"
+        points = f"{100 * abs(self.drop):.2f} points"
+        change = f"{points} {'lost' if self.drop > 0 else 'gained'}" if self.drop else "no change"
+        return f"int8 {self.int8:.2%}, float32 {self.float32:.2%} on val ({self.num_images:,} images): {change}"
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, images: Images) -> None:
-        self.parts: Iterator[Images] = iter([images[i : i + BATCH] for i in range(0, len(images), BATCH)])
+        self.batches: Iterator[Images] = iter([images[i : i + BATCH] for i in range(0, len(images), BATCH)])
 
     def get_next(self) -> dict[str, Images] | None:
-        part = next(self.parts, None)
-        return None if part is None else {"images": part}
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch}
 
 
 def quantise(content: bytes, calibration: Images) -> bytes:
-    """The document with int8 weights (per channel) and 8-bit activations, as QDQ; its metadata is kept.
+    """Quantise an ONNX file to int8 weights (per channel) and 8-bit activations in QDQ format, with its metadata.
 
-    calibration: training images, un-augmented, as the document takes them. Weights have 7 bits (reduce_range):
-    with 8, processors without VNNI saturate in the middle of a sum, and the file's function would depend on the
-    machine.
+    calibration: training images without augmentation, in the file's input format. Weights use 7 bits (reduce_range):
+    with 8 bits, processors without VNNI saturate within a sum, and the outputs would depend on the machine.
     """
     with tempfile.TemporaryDirectory() as folder, _quietly():
-        plain, prepared, done = (str(Path(folder, f"{name}.onnx")) for name in ("plain", "prepared", "done"))
+        plain, prepared, quantised = (str(Path(folder, f"{name}.onnx")) for name in ("plain", "prepared", "int8"))
         Path(plain).write_bytes(content)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
-            done,
+            quantised,
             _Images(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
@@ -83,9 +81,9 @@ def quantise(content: bytes, calibration: Images) -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        document = onnx.load(done)
+        document = onnx.load(quantised)
     metadata = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-    del document.metadata_props[:]  # the quantiser's own
+    del document.metadata_props[:]  # written by the quantiser
     for key, value in sorted(metadata.items()):
         document.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(document, full_check=True)
@@ -93,28 +91,28 @@ def quantise(content: bytes, calibration: Images) -> bytes:
 
 
 def check_int8(float32: bytes, int8: bytes, batches: Iterable[tuple[Images, Labels]], max_drop: float) -> Int8Gate:
-    """Both files on the same batches of V."""
+    """Run both files on the same val batches and compare their accuracies; max_drop: a fraction."""
     sessions = [cpu_session(content, 1) for content in (float32, int8)]
-    right, seen = [0, 0], 0
+    num_correct, num_images = [0, 0], 0
     for images, labels in batches:
         for i, session in enumerate(sessions):
             (logits,) = session.run(["logits"], {"images": images})
-            right[i] += int((logits.argmax(axis=1) == labels).sum())
-        seen += len(labels)
-    return Int8Gate(right[0] / seen, right[1] / seen, seen, max_drop)
+            num_correct[i] += int((logits.argmax(axis=1) == labels).sum())
+        num_images += len(labels)
+    return Int8Gate(num_correct[0] / num_images, num_correct[1] / num_images, num_images, max_drop)
 
 
 def speed(float32: Timing, int8: Timing) -> str:
-    """`int8 0.31ms, float32 0.40ms at p50, batch 1: 1.29 times as fast`, or slower where it is slower."""
+    """`int8 0.31ms, float32 0.40ms at p50, batch 1: 1.29 times as fast`, or by how much it is slower."""
     ratio = float32.p50_ms / int8.p50_ms
-    word = f"{ratio:.2f} times as fast" if ratio >= 1 else f"SLOWER, {1 / ratio:.2f} times the time"
+    comparison = f"{ratio:.2f} times as fast" if ratio >= 1 else f"SLOWER, {1 / ratio:.2f} times the time"
     times = f"int8 {show_ms(int8.p50_ms, 3)}, float32 {show_ms(float32.p50_ms, 3)}"
-    return f"{times} at p50, batch {int8.batch}: {word}"
+    return f"{times} at p50, batch {int8.batch}: {comparison}"
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The quantiser advises and reports on the root logger and on stdout; stdout is ours."""
+    """Silences the quantiser, which writes advice to the root logger and to stdout, where our own output goes."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""What `mcd export` does: a student as float32 and int8, checked on real images, noted in the manifest."""
+"""The work of `mcd export`: write a student as float32 and int8, check each file, record it in the manifest."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
     from mcd_cli.export.int8 import Int8Gate
 
-NUM_JUDGED = 512  # images of V through the gate; int8 is judged on all of V
-THREADS = 1  # of the latencies
+NUM_JUDGED = 512  # val images in the float32 check; the int8 check uses all of val
+THREADS = 1  # for measuring latencies
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What is exported of which student, and where to."""
+    """Options of one `mcd export`, shared by all students."""
 
     ladder: Ladder
     folder: Path
     dataset: Dataset
     target: Path
-    in_run: bool  # the manifest is told
+    in_run: bool  # the target is the run's own folder, so the manifest records the files
     preprocess: bool
     max_drop: float
-    say: Callable[[str], None]  # takes one line per file: what its check has found
+    say: Callable[[str], None]  # receives one line per file with the result of its check
 
     def path(self, student: StudentEntry, format: str) -> Path:
         return self.target / f"{student.name}{'' if format == FLOAT32 else f'.{format}'}.onnx"
@@ -43,7 +43,7 @@ class ExportJob:
 def export_student(
     job: ExportJob, student: StudentEntry, as_int8: bool, refused: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """float32, then int8; what passes is yielded, what does not is added to `refused`."""
+    """Export float32, then int8. Yields the JSON entry of each file that passes; failures are added to `refused`."""
     from mcd_cli.data.loader import plain
     from mcd_cli.export.onnx_file import export_onnx
     from mcd_cli.models.normalized import Normalized
@@ -86,10 +86,10 @@ def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: 
     content = int8.quantise(plain, calibration)
     gate = int8.check_int8(plain, content, _batches(job, job.dataset.val, int8.BATCH), job.max_drop)
     times = measure({FLOAT32: plain, INT8: content}, threads=THREADS)
-    sizes = f"{show_size(len(content), 3)} for {show_size(len(plain), 3)}"
+    sizes = f"{show_size(len(content), 3)} instead of {show_size(len(plain), 3)}"
     job.say(f"{name}: {gate}; {sizes}; {int8.speed(times[FLOAT32], times[INT8])}")
     if not gate.passed:
-        refused.append(f"{name}: {gate}, more than --max-drop {100 * job.max_drop:g}")
+        refused.append(f"{name}: {gate}, more than --max-drop {100 * job.max_drop:g} allows; no file is written")
         _forget(job, student, format)
         return
     write_whole(job.path(student, format), content)
@@ -110,7 +110,7 @@ def _keep(
     gate: dict[str, Any],
     timings: tuple[Timing, ...] = (),
 ) -> dict[str, Any]:
-    """Tell the manifest, if the file lies in the run; returns what --json says of it."""
+    """Record the file in the manifest if it is in the run's folder; returns its entry for --json."""
     from mcd_cli.files import sha256_of
 
     path = job.path(student, format)
@@ -129,7 +129,7 @@ def _keep(
 
 
 def _forget(job: ExportJob, student: StudentEntry, format: str) -> None:
-    """An older file of that name did not pass today's gate: it goes."""
+    """Remove a file of that name from an earlier export, because the new one failed its check."""
     job.path(student, format).unlink(missing_ok=True)
 
     def without_export(old: StudentEntry) -> StudentEntry:
@@ -144,15 +144,15 @@ def _forget(job: ExportJob, student: StudentEntry, format: str) -> None:
 
 
 def _batches(job: ExportJob, ids: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """Images as the file takes them, [n, 3, H, W] float32, and labels [n]."""
+    """Batches of images in the file's input format, [n, 3, H, W] float32, and labels [n]."""
     import numpy as np
 
     from mcd_cli.data.loader import plain
 
     mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (job.dataset.mean, job.dataset.std))
-    for part in ids.split(size):
-        images = plain(job.dataset.images[part]).contiguous().numpy()
-        yield (images if job.preprocess else (images - mean) / std), job.dataset.labels[part].numpy()
+    for batch in ids.split(size):
+        images = plain(job.dataset.images[batch]).contiguous().numpy()
+        yield (images if job.preprocess else (images - mean) / std), job.dataset.labels[batch].numpy()
 
 
 def _metadata(job: ExportJob, student: StudentEntry) -> dict[str, object]:
@@ -163,7 +163,7 @@ def _metadata(job: ExportJob, student: StudentEntry) -> dict[str, object]:
         "dataset": dataset.name,
         "classes": list(dataset.classes),
         "input_shape": list(dataset.input_shape),
-        "preprocess": job.preprocess,  # whether (x - mean) / std is inside
+        "preprocess": job.preprocess,  # whether the file itself computes (x - mean) / std
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "accuracy": asdict(student.accuracy),
@@ -174,7 +174,7 @@ def _metadata(job: ExportJob, student: StudentEntry) -> dict[str, object]:
 
 
 def load_training_data(ladder: Ladder, folder: Path, data_root: str | None, say: Callable[[str], None]) -> Dataset:
-    """The images that the run was trained on; raises UserError for others."""
+    """The data set that the run was trained on; raises UserError if the images differ from it."""
     from mcd_cli.data import load_dataset
     from mcd_cli.recipe.loading import load_recipe
 
@@ -184,11 +184,12 @@ def load_training_data(ladder: Ladder, folder: Path, data_root: str | None, say:
         data_root=data_root or recipe.data_root,
         image_size=recipe.image_size,
         split_seed=recipe.split_seed,
-        skip_bad_images=True,  # the fingerprint tells whether the run has skipped the same
+        skip_bad_images=True,  # the fingerprint shows whether the run skipped the same images
         report=say,
     )
     if dataset.fingerprint != ladder.dataset.fingerprint:
         raise UserError(
-            f"the data set {recipe.dataset} is not the one that {folder} was trained on; name its place: --data-root"
+            f"data set {recipe.dataset} differs from the one that {folder} was trained on; "
+            "give the right folder with --data-root"
         )
     return dataset

@@ -1,4 +1,4 @@
-"""How long onnxruntime takes here: of architectures, or of a run's files (`mcd profile --latency`)."""
+"""Measures onnxruntime's latency on this machine, of architectures or of a run's files (`mcd profile --latency`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_BATCH = 4096
 
 @dataclass(frozen=True)
 class Conditions:
-    """How it is measured; `here` is what the figures belong to."""
+    """How latencies are measured; `here` identifies the hardware."""
 
     batches: tuple[int, ...]
     threads: int
@@ -32,15 +32,15 @@ class Conditions:
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """`8,64` → (1, 8, 64): one image is always timed, it is what `select` limits. Raises UserError."""
+    """`8,64` → (1, 8, 64): batch 1 is always timed, because `select` limits it. Raises UserError."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= LARGEST_BATCH for part in parts):
-        raise UserError(f"--batch {text!r} is no list of batches of 1 to {LARGEST_BATCH}; write it like 1,8,64")
+        raise UserError(f"--batch {text!r} is not a list of sizes from 1 to {LARGEST_BATCH}; write it like 1,8,64")
     return tuple(dict.fromkeys([1, *(int(part) for part in parts)]))
 
 
 def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, how: Conditions) -> list[Timing]:
-    """Freshly initialised: a time does not depend on what the weights are."""
+    """Timings of a freshly initialised network: latency does not depend on the weights' values."""
     from mcd_cli.export.onnx_file import to_onnx
     from mcd_cli.models import build
 
@@ -48,7 +48,7 @@ def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, ho
 
 
 def of_student(student: StudentEntry, ladder: Ladder, how: Conditions) -> list[Timing]:
-    """Its exported files; while there is none, its weights as they would be exported."""
+    """Timings of a student's exported files; without a float32 file, of its weights exported in memory."""
     from mcd_cli.export.onnx_file import to_onnx
 
     files: dict[str, Path | bytes] = {
@@ -68,10 +68,10 @@ def _timings(files: dict[str, Path | bytes], how: Conditions) -> list[Timing]:
 
 
 def keep(ladder: Ladder, timings: dict[str, list[Timing]], how: Conditions, say: Callable[[str], None]) -> None:
-    """Into the manifest, by hardware; a run that cannot be written is told."""
+    """Save the latencies in the manifest under this hardware; says so if the run's folder is read-only."""
     assert ladder.folder is not None
     if not os.access(ladder.folder, os.W_OK):
-        say(f"{ladder.folder} is read-only: the latencies are not kept in it")
+        say(f"{ladder.folder} is read-only: the latencies are not saved in it")
         return
 
     def with_latency(old: StudentEntry) -> StudentEntry:
@@ -83,5 +83,5 @@ def keep(ladder: Ladder, timings: dict[str, list[Timing]], how: Conditions, say:
 
 
 def document(timings: Sequence[Timing], how: Conditions) -> dict[str, Any]:
-    """Milliseconds, with what they belong to."""
+    """The timings (milliseconds) for --json, with the hardware they were measured on."""
     return {"hardware": how.here, "timings": [asdict(timing) for timing in timings]}

@@ -1,4 +1,4 @@
-"""A student as one ONNX file, kept only when onnxruntime computes what the float32 model computes."""
+"""Exports a student as one ONNX file, and keeps it only if onnxruntime's results match the float32 model's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from mcd_cli.errors import GateRefused
 from mcd_cli.files import write_whole
 
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # as a fraction of the largest logit
 
 Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """How far the file is from the model on real images: logits, and top-1 where it is no tie."""
+    """The float32 check: how far the file's logits and top-1 classes are from the model's, on real images."""
 
-    difference: float  # largest absolute difference of a logit
+    difference: float  # largest absolute difference between two logits
     largest: float  # largest absolute logit
-    changed: int  # images whose top-1 differs and whose margin is more than twice the difference
+    changed: int  # images whose top-1 class differs although its margin is more than twice the difference
     accuracy: tuple[float, float]  # the model's and the file's
     num_images: int
 
@@ -42,17 +42,17 @@ class Gate:
 
     def __str__(self) -> str:
         return (
-            f"largest logit difference {self.difference:.1e} of {self.largest:.1f}, "
-            f"{self.changed} of {self.num_images} top-1 changed, "
-            f"accuracy {self.accuracy[1]:.2%} for {self.accuracy[0]:.2%}"
+            f"logits differ by at most {self.difference:.1e} (largest logit {self.largest:.1f}), "
+            f"top-1 by {self.changed} of {self.num_images} images, "
+            f"accuracy {self.accuracy[1]:.2%}, the model's {self.accuracy[0]:.2%}"
         )
 
 
 def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, metadata: Mapping[str, object]) -> Gate:
-    """Write path: input `images` [n, 3, H, W] float32, n free; output `logits` [n, C].
+    """Write an ONNX file with input `images` [n, 3, H, W] float32, any n, and output `logits` [n, C].
 
-    images, labels: real ones, as the model takes them, on which the gate judges. Raises GateRefused, with the
-    figures; no file is written.
+    images, labels: real images in the model's input format, for the check. Raises GateRefused with the figures if
+    the check fails; then no file is written.
     """
     model = model.cpu().float().eval()
     content = to_onnx(model, tuple(images.shape[1:]), metadata)
@@ -64,10 +64,10 @@ def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, me
 
 
 def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[str, object]) -> bytes:
-    """One self-contained ONNX document, checked by onnx, with the metadata as JSON texts."""
+    """One self-contained ONNX document, validated by onnx; each metadata value is stored as JSON."""
     example = torch.rand(2, *input_shape)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the exporter's own notes on its internals
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         path = os.path.join(folder, "student.onnx")
         torch.onnx.export(
             model,
@@ -84,7 +84,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[st
     graph = document.graph
     named = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, document)
     for part in (*named, *document.functions):
-        del part.metadata_props[:]  # they name source files
+        del part.metadata_props[:]  # they contain names of source files
         part.doc_string = ""
     for key in sorted(metadata):
         document.metadata_props.add(key=key, value=json.dumps(metadata[key], sort_keys=True))
@@ -93,7 +93,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[st
 
 
 def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor) -> Gate:
-    """Every image in batches of 1, 7 and 64 through onnxruntime, against the model on the CPU in eval mode."""
+    """Compare onnxruntime, with batches of 1, 7 and 64 images, with the model on the CPU in eval mode."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected: Logits = torch.cat([model(part) for part in images.split(64)]).numpy()
@@ -108,8 +108,8 @@ def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor)
     ordered = np.sort(expected, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > 2 * difference
     changed = (actual.argmax(axis=1) != expected.argmax(axis=1)) & clear
-    right = labels.numpy()
-    accuracy = tuple(float((logits.argmax(axis=1) == right).mean()) for logits in (expected, actual))
+    targets = labels.numpy()
+    accuracy = tuple(float((logits.argmax(axis=1) == targets).mean()) for logits in (expected, actual))
     return Gate(difference, float(np.abs(expected).max()), int(changed.sum()), (accuracy[0], accuracy[1]), len(images))
 
 

@@ -1,33 +1,113 @@
-"""The methods by name: what differs between the rows of Table 1, and nothing else. This table is torch-free.
+"""The methods by name. What a method is stands in two places: its class (see base.py), and its row here. No torch.
 
-To add a method: one file with one class (see base.py), and one row below; its options go into settings.py.
+To add a method: one file with one class, and one row below; an option of its own goes into settings.py, too.
 """
 
 from __future__ import annotations
 
-from mcd_cli.registry import Table
+from dataclasses import dataclass
+
+from mcd_cli.registry import Row, Table
+
+
+@dataclass(frozen=True)
+class MethodSpec(Row):
+    """What is known of a method without importing it: the recipe, the help and `compare` ask for nothing else."""
+
+    summary: str
+    """One line, for the help."""
+    settings: tuple[str, ...]
+    """The keys of `[distill]` that it reads. Recipes that differ in other keys train the same students."""
+    learned: bool = False
+    """Whether a C-NET sets the weights of its losses."""
+    needs_two: str = ""
+    """Why it needs two students or more; empty where one is enough."""
+    alone: str | None = None
+    """The method that it equals with a single student; with `needs_two`, the one to use instead."""
+    first_link: str | None = None
+    """The method that trains the largest student in the same way: a comparison trains that student once."""
+    in_paper: bool = False
+    """Whether it is a column of the paper's Tables 1 and 2."""
+
 
 METHODS = Table(
     "method",
     {
-        "ce": "mcd_cli.methods.ce:CE",
-        "kd": "mcd_cli.methods.kd:KD",
-        "takd": "mcd_cli.methods.takd:TAKD",
-        "dgkd": "mcd_cli.methods.dgkd:DGKD",
-        "rmc": "mcd_cli.methods.rmc:RMC",
-        "meta-distil": "mcd_cli.methods.meta_distil:MetaDistil",
-        "mc-distil-nops": "mcd_cli.methods.mc_distil:MCDistilNoPS",
-        "mc-distil": "mcd_cli.methods.mc_distil:MCDistil",
-        "constant": "mcd_cli.methods.constant:Constant",
+        "ce": MethodSpec("mcd_cli.methods.ce:CE", "the labels alone", (), in_paper=True),
+        "kd": MethodSpec(
+            "mcd_cli.methods.kd:KD",
+            "each student follows the labels and the teacher",
+            ("tau", "lambda", "total"),
+            in_paper=True,
+        ),
+        "takd": MethodSpec(
+            "mcd_cli.methods.takd:TAKD",
+            "each student follows the next larger one",
+            ("tau", "lambda", "total"),
+            alone="kd",
+            first_link="kd",
+            in_paper=True,
+        ),
+        "dgkd": MethodSpec(
+            "mcd_cli.methods.dgkd:DGKD",
+            "each student follows the teacher and all larger students",
+            ("tau", "lambda", "drop", "normalise"),
+            alone="kd",
+            first_link="kd",
+            in_paper=True,
+        ),
+        "rmc": MethodSpec(
+            "mcd_cli.methods.rmc:RMC",
+            "kd, with the teacher softened image by image",
+            ("tau", "lambda", "total", "alpha", "clip"),
+            needs_two="its difficulty is a variance over them",
+            alone="kd",
+            in_paper=True,
+        ),
+        "meta-distil": MethodSpec(
+            "mcd_cli.methods.meta_distil:MetaDistil",
+            "each student alone, with a C-NET of its own",
+            ("tau",),
+            learned=True,
+            alone="mc-distil-nops",
+            in_paper=True,
+        ),
+        "mc-distil-nops": MethodSpec(
+            "mcd_cli.methods.mc_distil:MCDistilNoPS",
+            "a C-NET weighs each image's losses for each student",
+            ("tau",),
+            learned=True,
+        ),
+        "mc-distil": MethodSpec(
+            "mcd_cli.methods.mc_distil:MCDistil",
+            "the same, with the students pooled as a second teacher",
+            ("tau",),
+            learned=True,
+            alone="mc-distil-nops",
+            in_paper=True,
+        ),
+        "constant": MethodSpec(
+            "mcd_cli.methods.constant:Constant",
+            "the losses of mc-distil at constant weights",
+            ("tau", "constants"),
+            needs_two="one student has no pooled term",
+            alone="kd",
+        ),
     },
 )
 
-# A key of [distill] that only some methods take → those methods; tau and lambda are everybody's.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "total": ("kd", "takd", "rmc"),
-    "drop": ("dgkd",),
-    "normalise": ("dgkd",),
-    "alpha": ("rmc",),
-    "clip": ("rmc",),
-    "constants": ("constant",),
-}
+
+def papers_methods() -> list[str]:
+    """The columns of the paper's Tables 1 and 2, in their order."""
+    return [name for name, spec in METHODS.items() if spec.in_paper]
+
+
+def takers(setting: str) -> list[str]:
+    """The methods that read this key of `[distill]`."""
+    return [name for name, spec in METHODS.items() if setting in spec.settings]
+
+
+def help_text() -> str:
+    """A line for each method, for `mcd distill --help`."""
+    width = max(map(len, METHODS))
+    return "\n".join(["Methods:", *(f"  {name:{width}}  {spec.summary}" for name, spec in METHODS.items())])

@@ -46,12 +46,13 @@ class BatchContext:
 
 
 class Method:
-    """Base of all methods: every student follows its losses alone, with constant weights."""
+    """Base of all methods: every student follows its losses alone, with constant weights.
+
+    A method whose weights are learned (`learned` in its row) leaves `weights` out.
+    """
 
     losses: tuple[str, ...] = ("alpha",)
     """Names of the loss weights, the label's first."""
-    learned = False
-    """Whether a C-NET sets the weights; `weights` is not asked then."""
 
     def __init__(self, settings: DistillSection) -> None:
         self.settings = settings

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from mcd_cli.errors import UserError
-from mcd_cli.methods.base import BatchContext, Stage, constants
+from mcd_cli.methods.base import BatchContext, constants
 from mcd_cli.methods.mc_distil import MCDistil
 
 
 class Constant(MCDistil):
     """L_j = 1/n Σ_i α ce_ij + β kd_ij(z_T) + γ kd_ij(z_PS), with (α, β, γ) = `constants` for every image."""
-
-    learned = False
-
-    def stages(self, students: Sequence[str]) -> list[Stage]:
-        if len(students) == 1:
-            raise UserError("constant needs two students or more: one student has no pooled term; use --method kd")
-        return super().stages(students)
 
     def weights(self, batch: BatchContext) -> Tensor:
         return constants(batch.logits, self.settings.constants)

@@ -13,7 +13,6 @@ class MCDistilNoPS(Method):
     """L_j = 1/n Σ_i α_ij ce_ij + β_ij kd_ij(z_T), with (α, β) = g_φ(x)  (Eq. 3)."""
 
     losses: tuple[str, ...] = ("alpha", "beta")
-    learned = True
 
     def targets(self, batch: BatchContext) -> Tensor:
         return batch.teachers[TEACHER][:, None, None]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from mcd_cli.errors import UserError
-from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData, Stage
+from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData
 from mcd_cli.methods.kd import KD
 from mcd_cli.ops.losses import cross_entropy
 
@@ -22,11 +21,6 @@ class RMC(KD):
     once. The paper takes students of different capacity where Du et al. take different sparsity. `clip`: v is cut
     at its 99th percentile first, as outliers drive the maximum.
     """
-
-    def stages(self, students: Sequence[str]) -> list[Stage]:
-        if len(students) == 1:
-            raise UserError("rmc needs two students or more: its difficulty is a variance over them; use --method kd")
-        return super().stages(students)
 
     def prepare(self, data: PreparationData) -> dict[str, Tensor]:
         v = cross_entropy(data.logits(), data.labels).double().var(dim=1)  # [N]

@@ -1,4 +1,4 @@
-"""The recipe's table [distill]: what the methods can be told."""
+"""The recipe's table [distill]. Which method reads which key is in the methods' rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ACCEPTED_BY_ALL = ("tau", "lambda")
+"""Keys that every method accepts, as a recipe sets them for a whole comparison; some methods ignore them."""
+
 Weight = Annotated[float, Field(ge=0)]
 
 
 class DistillSection(BaseModel):
-    """Temperature; λ of Eq. 1 (used by kd, takd, dgkd and rmc); options of single methods."""
+    """Temperature; λ of Eq. 1; options of single methods."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -24,7 +27,7 @@ class DistillSection(BaseModel):
     tau: float = Field(2.0, gt=0)
     """Temperature τ of every KL term."""
     lambda_: float = Field(0.5, ge=0, le=1, alias="lambda")
-    """The teacher's share of the loss, λ. Methods that have no λ ignore it."""
+    """The teacher's share of the loss, λ."""
     total: float = Field(1.0, gt=0)
     """Total loss weight; kd's is 1."""
     drop: float = Field(0.0, ge=0, le=1)

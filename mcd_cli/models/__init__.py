@@ -1,6 +1,7 @@
-"""The zoo, networks by name, and the files that weights come from. This table is torch-free; `build` is lazy.
+"""The zoo of networks by name, and the readers of weights files. The table is torch-free; `build` imports on demand.
 
-To add an architecture: a function in its family's file, and its name below; parameter names are those of old files.
+To add an architecture, write a function in its family's file and add its name below. Do not rename parameters of
+existing architectures: old weights files use them.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mcd_cli.registry import Table
+from mcd_cli.registry import Row, Table
 
 if TYPE_CHECKING:
     from torch import nn
 
 TORCHVISION = "torchvision:"
-SCALAR, LOSSES = "scalar", "losses"  # C-NETs that are not of the zoo: learned numbers; a network that sees losses
 
 _ROWS = {
     "resnet": ("resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"),
@@ -28,37 +28,52 @@ _ROWS = {
 }
 
 
-class Architectures(Table):
+def torchvision_name(arch: str) -> str | None:
+    """NAME or NAME@small of `torchvision:NAME`; None for the zoo's own."""
+    return arch.removeprefix(TORCHVISION) if arch.startswith(TORCHVISION) else None
+
+
+class Architectures(Table[Row]):
     """The zoo's own rows, and torchvision's classifiers as `torchvision:NAME` or `torchvision:NAME@small`.
 
-    The latter names are known to torchvision alone, so `check` lets them pass and `build` checks them.
+    Only torchvision knows its names, so `check` accepts all of them and `build` checks them.
     """
 
     def check(self, name: str) -> str:
-        return name if name.startswith(TORCHVISION) else super().check(name)
+        return name if torchvision_name(name) is not None else super().check(name)
 
     def load(self, name: str) -> Any:
-        if not name.startswith(TORCHVISION):
+        theirs = torchvision_name(name)
+        if theirs is None:
             return super().load(name)
         from mcd_cli.models import torchvision_zoo
 
-        return partial(torchvision_zoo.build, name.removeprefix(TORCHVISION))
+        return partial(torchvision_zoo.build, theirs)
 
 
 ARCHITECTURES = Architectures(
     "architecture",
     {
-        name: f"mcd_cli.models.{family}:{name.replace('-', '_')}"
+        name: Row(f"mcd_cli.models.{family}:{name.replace('-', '_')}")
         for family, names in _ROWS.items()
         for name in names.split()
     },
 )
 
+COORDINATORS = Table(
+    "C-NET",
+    {
+        "losses": Row("mcd_cli.models.coordinator:LossCoordinator"),
+        "scalar": Row("mcd_cli.models.coordinator:ScalarCoordinator"),
+    },
+)
+"""C-NETs that are no architectures, as they do not see the image: (num_seen, num_outputs) → network."""
+
 
 def build(arch: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network, input [n, 3, H, W], output logits [n, num_classes].
+    """A freshly initialised network: images [n, 3, H, W] → logits [n, num_classes].
 
-    Raises UserError for an unknown name, with the nearest known ones.
+    Raises UserError for an unknown name, with the nearest known names.
     """
     network: nn.Module = ARCHITECTURES.load(arch)(num_classes)
     return network

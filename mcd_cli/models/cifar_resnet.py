@@ -1,7 +1,7 @@
 """The CIFAR ResNets of 6n + 2 layers (He et al. 2016, §4.2): three stages of n blocks.
 
-Named by layers, with projection shortcuts (option B); `-a` has the parameter-free ones (option A); `x4` is
-four times as wide, after CRD (Tian et al. 2020).
+The number in a name counts the layers. Shortcuts are projections (option B); names with `-a` have parameter-free
+shortcuts (option A); names with `x4` are four times as wide, after CRD (Tian et al. 2020).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""C-NET, g_φ → (α, β, γ): how much each loss of each image weighs for each student (§3.3, Eq. 5)."""
+"""The coordinator, C-NET: g_φ → (α, β, γ), the weight of each loss per image and student (§3.3, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.models import LOSSES, SCALAR, build
+from mcd_cli.models import COORDINATORS, build
 from mcd_cli.models.students import promote_to_float32
 
 
 class ScalarCoordinator(nn.Module):
-    """Control (g): k·c learned numbers and no network; every image gets the same ones."""
+    """Control (g): k·c learned numbers instead of a network; all images get the same loss weights."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_seen: int, num_outputs: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(num_outputs))
 
@@ -24,10 +24,11 @@ class ScalarCoordinator(nn.Module):
 
 
 class LossCoordinator(nn.Module):
-    """g_φ of what an image costs, not of what it shows: a small network over its losses, [n, s] → [n, num_outputs].
+    """A small network whose input is an image's losses instead of its pixels, [n, s] → [n, num_outputs].
 
-    An image cannot tell that its label is wrong or that the teacher errs on it; its losses beside the batch's can
-    (Meta-Weight-Net, Shu et al. 2019, for one loss). log(1 + ℓ), normalised over the batch: a falling loss is no news.
+    The pixels do not show whether a label or the teacher is wrong, but the losses, compared with the batch, do
+    (Meta-Weight-Net, Shu et al. 2019, for a single loss). The input is log(1 + ℓ), normalised over the batch so that
+    the common fall of the losses during training carries no signal.
     """
 
     HIDDEN = 64
@@ -44,7 +45,7 @@ class LossCoordinator(nn.Module):
 
 
 class PerStudent(nn.Module):
-    """Control (d): a network for each student, which begins like the one that it would have if it were alone."""
+    """Control (d): one network per student, initialised like the network of a run with that student alone."""
 
     def __init__(self, network: nn.Module, num_students: int) -> None:
         super().__init__()
@@ -55,17 +56,19 @@ class PerStudent(nn.Module):
 
 
 class Coordinator(nn.Module):
-    """A small classifier of the zoo whose head gives k·c outputs; w = scale · sigmoid(head(x)).
+    """A small classifier with k·c outputs that are turned into loss weights; w = scale · sigmoid(head(x)).
 
-    The head starts at zero, so every weight starts at scale/2 (but for `control="frozen"`, a random C-NET that is
-    never updated). `normalise="mean"` divides by the batch mean of the total weight per student and multiplies by
-    `total`, inside φ's graph, so that only relative weights are learned; "image" makes each image's own weights sum
-    to `total`, so that only its mixture of losses is learned: no image can outweigh the others.
-    `control` takes C-NET's knowledge of images away: "mean" replaces each weight by its batch mean, "shuffle"
-    permutes the weights over the batch.
-    `shared=False` takes the students' sharing away: each has a network of its own, with c outputs.
-    `overrides` as in Students. arch: a network of the zoo, which sees the images; LOSSES: LossCoordinator; SCALAR:
-    ScalarCoordinator.
+    The head starts at zero, so every weight starts at scale/2; with `control="frozen"`, C-NET is random and never
+    updated.
+
+    arch: a network of the zoo, whose input is the images, or a name in COORDINATORS.
+    normalise: "mean" divides by the batch mean of the total weight per student and multiplies by `total`, inside φ's
+    graph, so that only relative weights are learned; "image" makes each image's weights sum to `total`, so that only
+    the mixture of losses is learned and no image can outweigh another.
+    control: removes what C-NET knows about images: "mean" replaces each weight by its batch mean, "shuffle" permutes
+    the weights over the batch.
+    shared: False gives each student its own network with c outputs.
+    overrides: as in Students.
     """
 
     mean: Tensor
@@ -91,18 +94,16 @@ class Coordinator(nn.Module):
         self.overrides = overrides or nullcontext()
         num_outputs = num_losses * (num_students if shared else 1)
         network: nn.Module
-        if arch == SCALAR:
-            network = ScalarCoordinator(num_outputs)
-        elif arch == LOSSES:
-            network = LossCoordinator(num_students * num_losses + num_teachers, num_outputs)
+        if arch in COORDINATORS:
+            network = COORDINATORS.load(arch)(num_students * num_losses + num_teachers, num_outputs)
         else:
             network = build(arch, num_outputs)
-        if arch != SCALAR and control != "frozen":
-            head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        if control != "frozen":
+            for head in [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]:  # learned numbers have none
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
         self.network = network if shared else PerStudent(network, num_students)
-        self.sees_losses = arch == LOSSES
+        self.sees_losses = isinstance(network, LossCoordinator)
         self.shape = (num_students, num_losses)
         self.scale = scale
         self.normalise = normalise
@@ -115,17 +116,17 @@ class Coordinator(nn.Module):
     def forward(self, x: Tensor, losses: Tensor | None = None) -> Tensor:
         """C-NET's outputs p = sigmoid(head), [n, k, c] in (0, 1).
 
-        x: images [n, 3, H, W] in [0, 1]; losses: the step's [n, k·c] and the teachers' own against the label, [n,
-        teachers], side by side, detached (only LOSSES needs them).
+        x: images [n, 3, H, W] in [0, 1]; losses: the step's losses [n, k·c] and the teachers' label losses [n,
+        teachers], concatenated and detached (only LossCoordinator needs them).
         """
         with self.overrides:
             head = self.network(losses if self.sees_losses else (x - self.mean) / self.std)
         return torch.sigmoid(promote_to_float32(head)).view(-1, *self.shape)
 
     def weigh(self, p: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """The loss weights w of a whole batch's outputs p, both [n, k, c].
+        """The loss weights w [n, k, c] from the outputs p [n, k, c] of the whole batch.
 
-        permutation: the step's, [n], for control "shuffle".
+        permutation: this step's permutation [n], for control "shuffle".
         """
         w = self.scale * p
         if self.control == "mean":

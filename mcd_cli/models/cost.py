@@ -1,9 +1,9 @@
-"""What a network costs: multiply-adds (MACs), parameters, bytes.
+"""Counts what a network costs: multiply-adds (MACs), parameters and bytes.
 
-The convention: one multiply-add is one MAC. Convolutions and matrix products are counted, for one image.
-BatchNorm counts as parameters, not as MACs (it folds into the convolution before it); biases, pooling,
-activations and other elementwise work are no MACs either. An operator that is neither counted nor known to be
-one of these is named in `Cost.uncounted`, never taken as zero.
+Convention: one multiply-add is one MAC, and costs are per image. Convolutions and matrix products are counted.
+BatchNorm counts towards the parameters but not the MACs (it folds into the convolution before it); biases, pooling,
+activations and other elementwise operations have no MACs. An operator that is neither counted nor known to be free
+is listed in `Cost.uncounted` instead of being counted as zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    # fvcore compiles losses that nobody here uses when it is imported; newer torch deprecates the compiler.
+    # On import, fvcore compiles losses that are not used here, with a compiler that newer torch deprecates.
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
     from fvcore.nn import FlopCountAnalysis
 
@@ -36,7 +36,7 @@ _FREE = set(f"{_NORMALISATION} {_POOLING} {_ELEMENTWISE} {_MOVING}".split())
 
 @dataclass(frozen=True)
 class Layer:
-    """One module's own work and parameters, its children's left out."""
+    """The MACs and parameters of one module without its children."""
 
     name: str
     macs: int
@@ -45,30 +45,30 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """macs: multiply-adds for one image; params: numbers that training sets; bytes: of the state dict."""
+    """A network's cost. macs: multiply-adds per image; params: trainable numbers; bytes: size of the state dict."""
 
     macs: int
     params: int
     bytes: int
-    uncounted: tuple[str, ...]  # operators that may multiply and add, and that nobody counted
+    uncounted: tuple[str, ...]  # operators that may have MACs but could not be counted
     by_layer: tuple[Layer, ...]  # in the model's order; sums to macs and params
 
 
 def profile(model: nn.Module, input_shape: Sequence[int]) -> Cost:
-    """The cost of a model for one image of `input_shape` (3, H, W); the model is left as it was.
+    """The cost of a model for one image of `input_shape` (3, H, W); the model is not changed.
 
-    Counted by fvcore on a traced forward pass in eval mode. Raises what the model raises where it cannot take
-    the shape.
+    fvcore counts the operators of a traced forward pass in eval mode. If the model cannot take the shape, its
+    exception is passed on.
     """
-    some = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
+    parameter = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
     modes = [(module, module.training) for module in model.modules()]
     analysis = FlopCountAnalysis(model.eval(), image)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with torch.no_grad():
             per_module = analysis.by_module_and_operator()
-            seen = set(per_module[""]) | {op.removeprefix("aten::") for op in analysis.unsupported_ops()}
+            operators = set(per_module[""]) | {op.removeprefix("aten::") for op in analysis.unsupported_ops()}
     finally:
         for module, training in modes:
             module.training = training
@@ -77,24 +77,24 @@ def profile(model: nn.Module, input_shape: Sequence[int]) -> Cost:
         macs=sum(layer.macs for layer in by_layer),
         params=sum(layer.params for layer in by_layer),
         bytes=_stored_bytes(model),
-        uncounted=tuple(sorted(op for op in seen if op not in _COUNTED and op.removesuffix("_") not in _FREE)),
+        uncounted=tuple(sorted(op for op in operators if op not in _COUNTED and op.removesuffix("_") not in _FREE)),
         by_layer=by_layer,
     )
 
 
 def _by_layer(model: nn.Module, per_module: dict[str, Counter[str]]) -> tuple[Layer, ...]:
-    """fvcore counts a module with all that is below it; here each keeps its own."""
+    """Costs per module without its children; fvcore's counts include them."""
     macs = {name: sum(int(ops[op]) for op in ops if op in _COUNTED) for name, ops in per_module.items()}
-    own = dict(macs)
+    own_macs = dict(macs)
     for name in filter(None, macs):
-        own[name.rpartition(".")[0]] -= macs[name]
+        own_macs[name.rpartition(".")[0]] -= macs[name]
     params: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():  # a shared one comes once
+    for name, parameter in model.named_parameters():  # yields a shared parameter once
         params[name.rpartition(".")[0]] += parameter.numel()
-    return tuple(Layer(name, own[name], params[name]) for name in own if own[name] or params[name])
+    return tuple(Layer(name, own_macs[name], params[name]) for name in own_macs if own_macs[name] or params[name])
 
 
 def _stored_bytes(model: nn.Module) -> int:
-    """Parameters and persistent buffers, shared ones once; floating-point numbers as float32, 4 bytes."""
+    """Bytes of parameters and persistent buffers, with shared tensors counted once and floats stored as float32."""
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())

@@ -1,4 +1,4 @@
-"""The many ways in which repositories wrap and name the same weights, brought to one."""
+"""Normalises the many ways in which repositories wrap and name the same weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 Shape = tuple[int, ...]
 Key = tuple[Any, ...]
 
-# Modules that wrap a network, and hence prefix its names.
+# Modules that wrap a network and thus prefix its parameter names.
 WRAPPERS = frozenset(
     [
         "module",
@@ -33,13 +33,13 @@ WRAPPERS = frozenset(
         "online",
     ]
 )
-# Parts of a checkpoint that are no network.
+# Parts of a checkpoint that are not networks.
 TRAINING = re.compile(r"optim|sched|scaler|momentum|criterion|loss|hyper|rng|queue", re.IGNORECASE)
-# Counters, and the heads that only training uses.
+# Counters, and heads that are used only in training.
 NO_WEIGHTS = re.compile(
     r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|_extra_state)$|(^|\.)(AuxLogits|aux[12])\."
 )
-DEEPEST = 50  # parts of a name; no network nests its modules deeper
+DEEPEST = 50  # parts of a dotted name; no real network nests its modules deeper
 LONGEST_NAME = 1000  # characters
 SHORTCUT = re.compile(r"downsample|shortcut|skip|identity", re.IGNORECASE)
 CONTAINERS = frozenset(["features", "layers", "layer", "blocks", "stages"])
@@ -48,10 +48,10 @@ CONTAINERS = frozenset(["features", "layers", "layer", "blocks", "stages"])
 def networks(
     content: Any, above: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every network in what a file holds: where it stands, and its tensors by name, wrappers' prefixes taken off.
+    """Yields every network in a file's content: its place, and its tensors by name without wrapper prefixes.
 
-    seen: ids of what was looked at; a pickle may hold the same thing in many places, and in itself. Raises
-    ValueError for names and nesting of no network.
+    seen: ids of the visited objects, because a pickle can contain the same object many times, even inside itself.
+    Raises ValueError for names or nesting that no network has.
     """
     seen = set() if seen is None else seen
     if not isinstance(content, Mapping) or id(content) in seen:
@@ -60,7 +60,7 @@ def networks(
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     longest = max(named, key=len, default="")
     if len(longest) > LONGEST_NAME or max((n.count(".") for n in named), default=0) > DEEPEST or len(above) > DEEPEST:
-        raise ValueError(f"names its tensors as no network does ({'.'.join((*above, longest))[:80]!r}...)")
+        raise ValueError(f"has tensor names that no network has ({'.'.join((*above, longest))[:80]!r}...)")
     place = ".".join(above)
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if any(tensor.ndim >= 2 for tensor in tensors.values()):
@@ -72,13 +72,13 @@ def networks(
 
 
 def unwrapped(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Tensors without their wrappers' prefixes: {"": one network}, or several under the names that tell them apart."""
+    """The tensors without wrapper prefixes: {"": one network}, or several networks under the names that differ."""
     weights = {name: tensor for name, tensor in tensors.items() if not NO_WEIGHTS.search(name)}
     stripped = {name: _strip(name) for name in weights}
     if len(set(stripped.values())) == len(stripped):
         short = {stripped[name]: tensor for name, tensor in weights.items()}
-        firsts = {name.split(".")[0] for name in short}
-        if len(firsts) == 1 and all(name.count(".") > 1 for name in short):
+        prefixes = {name.split(".")[0] for name in short}
+        if len(prefixes) == 1 and all(name.count(".") > 1 for name in short):
             return unwrapped({name.partition(".")[2]: tensor for name, tensor in short.items()})
         return {"": short}
     parts: defaultdict[str, dict[str, T]] = defaultdict(dict)
@@ -99,11 +99,11 @@ def _strip(name: str) -> str:
 
 
 def canonical(shapes: Mapping[str, Shape]) -> dict[Key, str] | None:
-    """A key for each name such that two namings of one network have the same keys, or None where names do not tell.
+    """Canonical keys: two naming schemes for the same network give the same keys. None if the names are ambiguous.
 
-    Layers of the same kind and shape, in the same role (trunk, shortcut, or outside of the blocks), are numbered by
+    Layers of the same kind and shape, in the same role (trunk, shortcut, or outside of the blocks), are ordered by
     the numbers in their names: layer2.0.conv1 and conv3_x.0.residual_function.0 are both the first 3×3 from 16 to
-    32 channels. A name without an order of its own among equals ends the attempt.
+    32 channels. If two such layers cannot be ordered, the names are ambiguous.
     """
     layers: defaultdict[str, dict[str, Shape]] = defaultdict(dict)
     for name, shape in shapes.items():
@@ -112,12 +112,12 @@ def canonical(shapes: Mapping[str, Shape]) -> dict[Key, str] | None:
             return None
         layers[layer][leaf] = shape
     blocks = _blocks(layers)
-    equals: defaultdict[Key, list[str]] = defaultdict(list)
+    kinds: defaultdict[Key, list[str]] = defaultdict(list)
     for layer, leaves in layers.items():
         role = "outer" if _group(layer) not in blocks else "shortcut" if SHORTCUT.search(layer) else "trunk"
-        equals[role, tuple(sorted(leaves.items()))].append(layer)
+        kinds[role, tuple(sorted(leaves.items()))].append(layer)
     keys: dict[Key, str] = {}
-    for kind, members in equals.items():
+    for kind, members in kinds.items():
         if len({_numbers(layer) for layer in members}) < len(members):
             return None
         for rank, layer in enumerate(sorted(members, key=_numbers)):
@@ -126,7 +126,7 @@ def canonical(shapes: Mapping[str, Shape]) -> dict[Key, str] | None:
 
 
 def _blocks(layers: Mapping[str, Mapping[str, Shape]]) -> set[str]:
-    """The groups of layers with more than one convolution: stages, not stem or head."""
+    """The groups of layers with more than one convolution, which are stages rather than the stem or the head."""
     num_convs: defaultdict[str, int] = defaultdict(int)
     for layer, leaves in layers.items():
         num_convs[_group(layer)] += len(leaves.get("weight", ())) == 4
@@ -139,6 +139,6 @@ def _group(layer: str) -> str:
 
 
 def _numbers(layer: str) -> tuple[int, ...]:
-    """layer2.0.conv_b → (2, 0, 2): numbers, and letters that stand alone as numbers."""
+    """layer2.0.conv_b → (2, 0, 2): the numbers in a name, with single letters counted as numbers."""
     matches: Iterable[tuple[str, str]] = re.findall(r"(\d+)|(?<![a-z])([a-h])(?![a-z])", layer.lower())
     return tuple(int(digits[-18:]) if digits else ord(letter) - ord("a") + 1 for digits, letter in matches)

@@ -16,7 +16,7 @@ def conv_bn_relu(in_channels: int, channels: int, kernel: int, stride: int = 1, 
 
 
 class InvertedResidual(nn.Module):
-    """1×1 up to `expansion` times the channels, 3×3 depthwise, 1×1 down; added to x where shapes agree."""
+    """1×1 to `expansion` times the channels, 3×3 depthwise, 1×1 projection; added to x if the shapes agree."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem of 32 with stride 2, seven stages, 1280, linear. Images [n, 3, H, W] → logits [n, num_classes]."""
+    """MobileNetV2: images [n, 3, H, W] → logits [n, num_classes].
+
+    A stem with 32 channels and stride 2, seven stages, a 1×1 convolution to 1280 channels, and a linear layer.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

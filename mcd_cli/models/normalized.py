@@ -1,4 +1,4 @@
-"""A network with its input normalisation inside."""
+"""A network that normalises its input itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Normalized(nn.Module):
-    """RGB images [n, 3, H, W], float32 in [0, 1] → the network's raw logits [n, C] of (x − mean) / std.
+    """Applies (x − mean) / std before the network: RGB float32 [n, 3, H, W] in [0, 1] → raw logits [n, C].
 
-    mean and std are the data set's, not the network's: they are no part of the state dict.
+    mean and std belong to the data set, so they are not part of the state dict.
     """
 
     mean: Tensor

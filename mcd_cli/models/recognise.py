@@ -1,4 +1,4 @@
-"""Which architecture of the zoo, or of torchvision, a set of named tensors belongs to."""
+"""Recognises the architecture, from the zoo or from torchvision, that a set of named tensors belongs to."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcd_cli.models import ARCHITECTURES, TORCHVISION, build
+from mcd_cli.models import ARCHITECTURES, TORCHVISION, build, torchvision_name
 from mcd_cli.models.layouts import NO_WEIGHTS, Shape, canonical, unwrapped
 
 Shapes = Mapping[str, Shape]
-PLACEHOLDER = 7919  # a number of classes that is no width of any network
-TABLES = re.compile(r"running_(mean|var)$|relative_position_index$|relative_coords_table$")  # no parameters
+PLACEHOLDER = 7919  # a number of classes that does not occur as a width in any network
+TABLES = re.compile(r"running_(mean|var)$|relative_position_index$|relative_coords_table$")  # buffers, not parameters
 ALIKE_EVERYWHERE = re.compile(TORCHVISION + "(resnet|resnext|wide_resnet|shufflenet)")
 DRAWS = (Tensor.normal_, Tensor.uniform_)
 
 
 class Unallocated(TorchFunctionMode):
-    """Modules built inside have no memory behind their weights. (torch.device("meta") also takes RegNet's tables.)
+    """Modules built inside get no memory for their weights. (torch.device("meta") would also drop RegNet's tables.)
 
-    Their first values are not drawn: on the meta device torch would import its compiler (2 s) to draw nothing.
+    Random initialisation is skipped: on the meta device, torch would import its compiler (2 s) for it.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,7 +40,7 @@ class Unallocated(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Network:
-    """The shapes of a file's tensors by name; ordered: names stand in the network's own order."""
+    """The shapes of a file's tensors by name. ordered: the names are in the order of the network's layers."""
 
     shapes: Shapes
     ordered: bool
@@ -52,7 +52,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Fit:
-    """names: the architecture's name of each tensor → the file's; by: 0 equal names, 1 other names, 2 order alone."""
+    """How a network fits an architecture.
+
+    names: the architecture's name of each tensor → the file's name; by: what was matched: 0 equal names, 1 canonical
+    names, 2 only the order.
+    """
 
     arch: str
     num_classes: int
@@ -62,14 +66,14 @@ class Fit:
 
 @cache
 def skeleton(arch: str, num_classes: int = PLACEHOLDER) -> dict[str, Shape]:
-    """Shapes of an architecture's weights by name, in its own order."""
+    """The shapes of an architecture's weights by name, in the order of its layers."""
     with torch.random.fork_rng(devices=[]), Unallocated():
         state = build(arch, num_classes).state_dict()
     return {name: tuple(t.shape) for name, t in state.items() if not NO_WEIGHTS.search(name)}
 
 
 def classes_of(arch: str, network: Network) -> int | None:
-    """The number of classes with which all shapes agree, whatever the names; None where there is none."""
+    """The number of classes for which all shapes agree, regardless of names; None if there is none."""
     expected = skeleton(arch)
     if len(expected) != len(network.shapes):
         return None
@@ -79,21 +83,21 @@ def classes_of(arch: str, network: Network) -> int | None:
     head = sorted(shape for shape, n in rest.items() if n)
     if not head or not head[0] or not head[0][0] or any(n < 0 for n in rest.values()):
         return None
-    wanted = {shape for shape in expected.values() if PLACEHOLDER in shape}
+    expected_head = {shape for shape in expected.values() if PLACEHOLDER in shape}
     num_classes = head[0][0]
-    with_classes = {tuple(num_classes if d == PLACEHOLDER else d for d in shape) for shape in wanted}
+    with_classes = {tuple(num_classes if d == PLACEHOLDER else d for d in shape) for shape in expected_head}
     return num_classes if with_classes == set(head) else None
 
 
 def fit(arch: str, network: Network) -> Fit | None:
-    """The network as this architecture: by equal names, else by canonical ones, else by order and shapes."""
+    """Match the network to this architecture by equal names, else by canonical names, else by order and shapes."""
     num_classes = classes_of(arch, network)
     if num_classes is None:
         return None
     expected = skeleton(arch, num_classes)
-    own = unwrapped({name: (name, shape) for name, shape in expected.items()}).get("", {})
-    if {name: shape for name, (_, shape) in own.items()} == dict(network.shapes):
-        return Fit(arch, num_classes, {full: name for name, (full, _) in own.items()}, by=0)
+    short = unwrapped({name: (name, shape) for name, shape in expected.items()}).get("", {})
+    if {name: shape for name, (_, shape) in short.items()} == dict(network.shapes):
+        return Fit(arch, num_classes, {full: name for name, (full, _) in short.items()}, by=0)
     theirs, ours = canonical(network.shapes), canonical(expected)
     if theirs is not None and ours is not None and theirs.keys() == ours.keys():
         return Fit(arch, num_classes, {ours[key]: theirs[key] for key in ours}, by=1)
@@ -107,15 +111,15 @@ def _sequence(shapes: Shapes) -> list[tuple[str, Shape]]:
 
 
 def fits(network: Network) -> list[Fit]:
-    """All architectures that the network may be, of the best kind of fit. The zoo goes before torchvision.
+    """All architectures that match the network, by the best kind of match only. The zoo is tried before torchvision.
 
-    torchvision's other families must have torchvision's names: the same shapes elsewhere (TensorFlow's EfficientNets
-    in timm) pad or normalise otherwise.
+    Most of torchvision's families must match by name, because the same shapes elsewhere (such as TensorFlow's
+    EfficientNets in timm) come with different padding or normalisation.
     """
     for archs in (ARCHITECTURES, _torchvision_of_this_size(network)):
         matches = [f for arch in archs if (f := fit(arch, network)) is not None]
         matches = [
-            f for f in matches if f.by == 0 or not f.arch.startswith(TORCHVISION) or ALIKE_EVERYWHERE.match(f.arch)
+            f for f in matches if f.by == 0 or torchvision_name(f.arch) is None or ALIKE_EVERYWHERE.match(f.arch)
         ]
         if matches:
             best = min(f.by for f in matches)
@@ -124,9 +128,9 @@ def fits(network: Network) -> list[Fit]:
 
 
 def _torchvision_of_this_size(network: Network) -> Iterator[str]:
-    """torchvision's names whose published parameter count, with this file's head, is this file's count.
+    """torchvision's names whose published parameter count, corrected for this file's head, matches the file.
 
-    The published counts are of 1000 classes and, where `@small` exists, of a stem that may be larger.
+    The published counts are for 1000 classes and, for networks with `@small`, for a stem that may be larger.
     """
     from torchvision.models import get_model_weights
 
@@ -148,7 +152,7 @@ def _torchvision_of_this_size(network: Network) -> Iterator[str]:
 
 
 def mismatch(arch: str, network: Network) -> str:
-    """The first tensor in which the network differs from the architecture, in words."""
+    """Describes the first tensor in which the network differs from the architecture."""
     num_classes = next((s[0] for s in reversed(list(network.shapes.values())) if len(s) == 2), PLACEHOLDER)
     expected, actual = skeleton(arch, num_classes), network.shapes
     if len(expected.keys() & actual.keys()) * 2 > len(expected):
@@ -157,15 +161,15 @@ def mismatch(arch: str, network: Network) -> str:
                 return f"{name} {list(shape)} is missing"
             if actual[name] != shape:
                 return f"{name} is {list(actual[name])}, expected {list(shape)}"
-        return f"{next(name for name in actual if name not in expected)} is one too many"
+        return f"it has the extra tensor {next(name for name in actual if name not in expected)}"
     for (name, shape), (file_name, file_shape) in zip(expected.items(), actual.items(), strict=False):
         if shape != file_shape:
-            return f"{file_name} is {list(file_shape)} where {name} is {list(shape)}"
+            return f"{file_name} is {list(file_shape)}, but {name} is {list(shape)}"
     return f"it has {len(actual)} tensors, {arch} has {len(expected)}"
 
 
 def describe(network: Network) -> str:
-    """What the network seems to be, in words: number of tensors, first convolution, last linear layer."""
+    """A short description of a network: number of tensors, first convolution, last linear layer."""
     convs = [s for s in network.shapes.values() if len(s) == 4 and s[1] == 3] or [
         s for s in network.shapes.values() if len(s) == 4
     ]
@@ -176,7 +180,7 @@ def describe(network: Network) -> str:
 
 
 def nearest(network: Network, archs: Iterable[str] = ARCHITECTURES, n: int = 2) -> list[str]:
-    """The architectures that share most shapes with the network, where they share at least half of them."""
+    """The n architectures that share the most shapes with the network, if they share at least half of them."""
     shapes = Counter(network.shapes.values())
     scores: dict[str, float] = {}
     for arch in archs:

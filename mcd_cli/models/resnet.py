@@ -1,4 +1,4 @@
-"""ResNet10, 18 and 34 with a small-image stem (He et al. 2016; the group of the paper's §4.1)."""
+"""ResNet10, 18 and 34 with a stem for small images (He et al. 2016; the networks of the paper's §4.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 class Subsample(nn.Module):
-    """Option A: every `stride`-th pixel; new channels are zero, half of them before the old, half after."""
+    """Option A shortcut: takes every `stride`-th pixel and adds zero channels, half before and half after the old."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Subsample(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut; where the shape changes, it is option B (projection) or A."""
+    """Two 3×3 convolutions with a shortcut; if the shape changes, the shortcut is option B (projection) or A."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, projection: bool) -> None:
         super().__init__()
@@ -48,10 +48,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """3×3 stride-1 stem and no max-pool, stages of BasicBlocks with strides 1, 2, 2, …, global pool, linear.
+    """A ResNet for small images: images [n, 3, H, W] → logits [n, num_classes].
 
-    widths, blocks: channels and number of blocks of each stage; stem: channels before them (the first width).
-    Images [n, 3, H, W] → logits [n, num_classes].
+    A 3×3 stem of stride 1 without max-pool, stages of BasicBlocks with strides 1, 2, 2, …, global average pooling and
+    a linear layer. widths, blocks: channels and number of blocks of each stage; stem: channels of the stem (default:
+    the first width).
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def depthwise(channels: int, stride: int) -> list[nn.Module]:
 
 
 class Unit(nn.Module):
-    """Half of the channels passes by (with stride 2, all channels go both ways); then the halves mix."""
+    """Transforms half of the channels (with stride 2, all channels in both branches), then interleaves the halves."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -35,11 +35,14 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=1) if self.splits else (x, x)
         halves = torch.stack((self.branch1(left), self.branch2(right)), dim=2)
-        return halves.flatten(1, 2)  # the channels of the two halves by turns
+        return halves.flatten(1, 2)  # interleaves the channels of the two halves
 
 
 class ShuffleNetV2(nn.Module):
-    """Stem of 24; three stages of stride 2; 1024; linear. Images [n, 3, H, W] → logits [n, num_classes]."""
+    """ShuffleNetV2: images [n, 3, H, W] → logits [n, num_classes].
+
+    A stem with 24 channels, three stages of stride 2, a 1×1 convolution to 1024 channels, and a linear layer.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

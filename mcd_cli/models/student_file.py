@@ -1,4 +1,4 @@
-"""A student's weights file as a network."""
+"""Loads a student's weights file as a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.recognise import Unallocated
 
-MAX_HEADER = 2**25  # bytes of a file besides its numbers: names, shapes and the classes
+MAX_HEADER = 2**25  # bytes in a file besides the tensors: names, shapes and class names
 
 
 def load_student(
@@ -24,7 +24,7 @@ def load_student(
 ) -> Normalized:
     """The network in eval mode on the CPU: RGB float32 [n, 3, H, W] in [0, 1] → raw logits [n, num_classes].
 
-    Raises UserError when the file is missing, has another sha256, or does not fit the architecture.
+    Raises UserError if the file is missing, its sha256 differs, or it does not fit the architecture.
     """
     try:
         check_regular(path)
@@ -35,14 +35,14 @@ def load_student(
     except OSError as error:
         raise UserError(f"student weights {path} cannot be read: {error.strerror or error}") from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"student weights {path} are not those of the manifest (sha256 differs); restore the file")
-    wrong = f"student weights {path} are no {arch} of {num_classes} classes"
-    if len(content) < needed:  # before as much memory is taken
-        raise UserError(f"{wrong}: {len(content):,} bytes are too few")
-    with torch.random.fork_rng(devices=[]):  # the first weights are overwritten; whoever calls keeps their draws
+        raise UserError(f"student weights {path} do not match the manifest (sha256 differs); restore the file")
+    mismatch = f"student weights {path} do not fit {arch} with {num_classes} classes"
+    if len(content) < needed:  # checked before the memory is allocated
+        raise UserError(f"{mismatch}: {len(content):,} bytes are too few; restore the file")
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten, so keep the caller's random state
         network = build(arch, num_classes)
     try:
         network.load_state_dict(read_tensors(content))
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{wrong}: {reason_of(error)}") from None
+        raise UserError(f"{mismatch}: {reason_of(error)}") from None
     return Normalized(network, mean, std).eval()

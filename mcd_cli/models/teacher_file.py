@@ -1,4 +1,4 @@
-"""A teacher's file of any layout as a frozen network; and the writer of our own files."""
+"""Loads a teacher file of any layout as a frozen network."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """model: normalised images [n, 3, H, W] → logits [n, num_classes], float32, eval mode, frozen, on the CPU.
+    """A teacher read from a file.
 
-    arch: a name of the zoo, `torchvision:…`, or `onnx`; sha256: of the file; metadata: what `save_model` was told.
+    model: normalised images [n, 3, H, W] → logits [n, num_classes], float32, frozen, in eval mode, on the CPU; arch: a
+    name from the zoo, `torchvision:…`, or `onnx`; sha256: of the file; metadata: as passed to `save_model`.
     """
 
     model: nn.Module
@@ -39,11 +40,11 @@ class TeacherFile:
 
 
 def load_teacher(path: Path, *, arch: str | None = None, num_classes: int | None = None) -> TeacherFile:
-    """Read a teacher from a torch, safetensors or ONNX file, its architecture recognised from names and shapes.
+    """Read a teacher from a torch, safetensors or ONNX file; its architecture is recognised from names and shapes.
 
-    arch: take it as this architecture alone; num_classes: the data set's. No pickled code is ever executed. Raises
-    UserError, in one line, for a file that is damaged or holds more than weights, that fits no architecture, that
-    fits several which differ, or that has another number of classes.
+    arch: accept only this architecture; num_classes: the data set's number of classes. Pickled code is never executed.
+    Raises UserError if the file is damaged, holds more than weights, fits no architecture or several, or has a
+    different number of classes.
     """
     if kind_of(path) == "onnx":
         from mcd_cli.models.onnx_teacher import OnnxTeacher
@@ -60,7 +61,9 @@ def load_teacher(path: Path, *, arch: str | None = None, num_classes: int | None
         raise UserError(f"teacher {path} {error}; {SAVE_WEIGHTS}") from None
     if not candidates:
         keys = ", ".join(map(str, file.content)) if isinstance(file.content, Mapping) else type(file.content).__name__
-        raise UserError(f"teacher {path} holds no network's weights (it holds: {keys[:160] or 'nothing'})")
+        raise UserError(
+            f"teacher {path} has no network weights (it contains: {keys[:160] or 'nothing'}); {SAVE_WEIGHTS}"
+        )
     for tensors in candidates.values():
         for name, tensor in tensors.items():
             _check_size(path, name, tensor)
@@ -75,37 +78,39 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _check_classes(path: Path, num_classes: int, wanted: int | None) -> None:
-    if wanted is not None and num_classes != wanted:
+def _check_classes(path: Path, num_classes: int, expected: int | None) -> None:
+    if expected is not None and num_classes != expected:
         raise UserError(
-            f"teacher {path} tells {num_classes} classes apart, the data set has {wanted}; "
-            "give a teacher of this data set"
+            f"teacher {path} has {num_classes} classes, but the data set has {expected}; "
+            "give a teacher trained on this data set"
         )
 
 
 def _choose(
     path: Path, shapes: Mapping[str, Network], tensors: Mapping[str, Mapping[str, Tensor]], arch: str | None
 ) -> tuple[str, Fit]:
-    """The one network of the file that fits one architecture: where it stands, and how it fits."""
+    """The file's only network that fits exactly one architecture: its place in the file, and its fit."""
     fitting: dict[str, list[Fit]] = {}
     for place, network in shapes.items():
         candidates = fits(network) if arch is None else [f for f in [fit(arch, network)] if f is not None]
-        if candidates and not any(_equal(tensors[place], tensors[other]) for other in fitting):
+        if candidates and not any(_equal(tensors[place], tensors[earlier]) for earlier in fitting):
             fitting[place] = candidates
     if not fitting:
         largest = max(shapes.values(), key=lambda network: len(network.shapes))
         if arch is not None:
-            raise UserError(f"teacher {path} is no {arch}: {mismatch(arch, largest)}")
+            raise UserError(f"teacher {path} does not fit {arch}: {mismatch(arch, largest)}")
         near = " or ".join(nearest(largest))
         hint = f"nearest: {near}" if near else "export it to ONNX, which needs no known architecture"
         raise UserError(f"teacher {path} fits no known architecture ({describe(largest)}); {hint}")
     if len(fitting) > 1:
         places = ", ".join(f"{place or 'top level'} ({f[0].arch})" for place, f in fitting.items())
-        raise UserError(f"teacher {path} holds several networks: {places}; save the one you mean to a file of its own")
+        raise UserError(f"teacher {path} contains several networks: {places}; save the right one to a separate file")
     ((place, candidates),) = fitting.items()
     if len(candidates) > 1:
         names = " or ".join(f.arch for f in candidates)
-        raise UserError(f"teacher {path} may be {names}, whose weights have the same shapes; say --teacher-arch")
+        raise UserError(
+            f"teacher {path} may be {names}, whose weights have the same shapes; choose with --teacher-arch"
+        )
     return place, candidates[0]
 
 
@@ -114,30 +119,32 @@ def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def _load(path: Path, chosen: Fit, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The architecture with copies of the file's tensors as its weights: float32, eval mode, frozen."""
+    """Build the architecture with copies of the file's tensors as weights: float32, frozen, in eval mode."""
     with torch.random.fork_rng(devices=[]), Unallocated():
         model = build(chosen.arch, chosen.num_classes)
     state = model.state_dict()
-    for name, its in chosen.names.items():
-        state[name] = _copied(path, its, tensors[its], state[name].dtype)
+    for name, file_name in chosen.names.items():
+        state[name] = _copied(path, file_name, tensors[file_name], state[name].dtype)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def _check_size(path: Path, name: str, tensor: Tensor) -> None:
-    """A tensor has memory behind it, and no more than the file: a view may repeat one number without end."""
+    """Raises UserError for a tensor without memory or larger than the file: a view can repeat one number endlessly."""
     if tensor.is_meta or math.prod(tensor.shape) * tensor.element_size() > path.stat().st_size:
-        raise UserError(f"teacher {path} is damaged: {name} {list(tensor.shape)} is larger than the file")
+        raise UserError(
+            f"teacher {path} is damaged: {name} {list(tensor.shape)} is larger than the file; copy it again"
+        )
 
 
 def _copied(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """An own copy of a tensor of the file in the dtype of the model's; finite, and no larger than the file."""
+    """A copy of a tensor from the file in the model's dtype. Raises UserError unless all values are valid."""
     if tensor.layout != torch.strided or (tensor.dtype not in FLOATS and tensor.dtype != dtype):
         kind = f"{tensor.dtype} ({tensor.layout})".replace("torch.", "")
         raise UserError(f"teacher {path}: {name} is {kind}; save it as float32")
     copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     if not np.isfinite(copy.numpy()).all():
-        raise UserError(f"teacher {path}: {name} has NaN or infinite values; its training has failed, give another")
+        raise UserError(f"teacher {path}: {name} has NaN or infinite values; its training failed, use another teacher")
     if name.endswith("running_var") and copy.min() < 0:
         raise UserError(f"teacher {path} is damaged: {name} has negative variances; copy it again")
     return copy

@@ -1,4 +1,4 @@
-"""torchvision's classifiers, untrained or from ImageNet: `NAME`, or `NAME@small` with a stem for small images."""
+"""torchvision's classifiers, untrained or with ImageNet weights: `NAME`, or `NAME@small` with a small-image stem."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from mcd_cli.errors import RunFailed, UserError, reason_of, unknown
 
 SMALL = "@small"
 
-# MobileNetV3 has 0.01, MNASNet 0.0003, for hundreds of epochs of ImageNet: after some hundred steps here, their
-# running statistics would still be those of the start (97.8 % of V in train mode and 11.5 % in eval mode after 377).
+# MobileNetV3 uses 0.01 and MNASNet 0.0003, meant for hundreds of epochs on ImageNet. After a few hundred steps, their
+# running statistics would still be close to the initial ones (after 377 steps: 97.8 % on val in train mode, 11.5 % in
+# eval mode).
 BATCH_NORM_MOMENTUM = 0.1
 
-# Families that can be adapted, and the max-pool behind their first convolution ("": a stage halves instead).
+# Families with a small-image variant, and the max-pool after their first convolution ("": a strided stage instead).
 FIRST_POOLS = {
     "resnet": "maxpool",
     "resnext": "maxpool",
@@ -35,7 +36,7 @@ FIRST_POOLS = {
     "regnet": "",
 }
 
-# Auxiliary heads are for training only; without init_weights these two warn.
+# Auxiliary heads are for training only; without init_weights these two networks emit a warning.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "transform_input": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "transform_input": False, "init_weights": True},
@@ -54,12 +55,12 @@ def adapts(name: str) -> bool:
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    """torchvision's NAME or NAME@small with random weights, images [n, 3, H, W] → logits [n, num_classes].
+    """torchvision's NAME or NAME@small with random weights: images [n, 3, H, W] → logits [n, num_classes].
 
-    `@small` leaves out the first two halvings, so that 32×32 ends as 4×4 where 224×224 ends as 7×7: the first
-    convolution gets stride 1 and at most 3×3, and the max-pool behind it goes (where there is none, the next
-    stage gets stride 1). BatchNorm's momentum is at least PyTorch's own. Raises UserError for an unknown name or a
-    network that cannot be adapted.
+    `@small` omits the first two halvings of the resolution, so that 32×32 images end as 4×4 (without it, 224×224 end
+    as 7×7): the first convolution gets stride 1 and a kernel of at most 3×3, and the max-pool after it is removed (if
+    there is none, the next stage gets stride 1). BatchNorm's momentum is at least PyTorch's default. Raises UserError
+    for an unknown name or a network that cannot be adapted.
     """
     plain = name.removesuffix(SMALL)
     if plain not in names():
@@ -78,10 +79,10 @@ def build(name: str, num_classes: int) -> nn.Module:
 
 
 def load_pretrained(network: nn.Module, name: str) -> int:
-    """Put torchvision's ImageNet weights into a network of NAME or NAME@small, where the shapes agree; in place.
+    """Load torchvision's ImageNet weights into a network NAME or NAME@small, in place, for all shapes that agree.
 
-    Returns how many of the network's tensors were filled (all but the head and, for @small, the stem). The weights
-    are downloaded by torchvision into torch's own cache (TORCH_HOME). Raises RunFailed when they cannot be had.
+    Returns the number of tensors loaded (all but the head and, for @small, the stem). torchvision downloads the
+    weights into torch's cache (TORCH_HOME). Raises RunFailed if they cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(name.removesuffix(SMALL)).DEFAULT
     try:
@@ -90,19 +91,19 @@ def load_pretrained(network: nn.Module, name: str) -> int:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunFailed(
-            f"cannot get the pretrained weights of torchvision:{name} ({reason_of(error)}); "
-            f"put {weights.url} into {folder}"
+            f"cannot download the pretrained weights of torchvision:{name} ({reason_of(error)}); "
+            f"download {weights.url} into {folder}"
         ) from None
-    mine = network.state_dict()
-    fitting = {key: value for key, value in state.items() if key in mine and mine[key].shape == value.shape}
+    own = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
     return len(fitting)
 
 
 def adapt(network: nn.Module, first_pool: str) -> None:
-    """Take out the halving of the first convolution and the one behind it, in place."""
+    """Remove the stride of the first convolution and the next reduction of the resolution, in place."""
     convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
-    first, *others = convs
+    first, *later = convs
     old = convs[first]
     kernel = min(old.kernel_size[0], 3)
     stem = nn.Conv2d(3, old.out_channels, kernel, padding=kernel // 2, bias=old.bias is not None)
@@ -113,8 +114,8 @@ def adapt(network: nn.Module, first_pool: str) -> None:
     if first_pool:
         network.set_submodule(first_pool, nn.Identity())
         return
-    halving = [name for name in others if convs[name].stride == (2, 2)]
+    halving = [name for name in later if convs[name].stride == (2, 2)]
     stage = halving[0].split(".")[:2]
     for name in halving:
-        if name.split(".")[:2] == stage:  # RegNet halves in a block and in its shortcut
+        if name.split(".")[:2] == stage:  # in RegNet, both a block and its shortcut have a stride
             convs[name].stride = (1, 1)

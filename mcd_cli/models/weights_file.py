@@ -1,4 +1,4 @@
-"""Files of weights, read without executing anything in them, and written whole."""
+"""Reads weights files without executing anything in them, and writes them atomically."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ FOREIGN = {
     b"version https://git-lfs": "a git-lfs pointer; run git lfs pull",
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
-    b"\x80": "a Python pickle that torch.save did not write; " + SAVE_WEIGHTS,
+    b"\x80": "a Python pickle not written by torch.save; " + SAVE_WEIGHTS,
 }
 
-# What training scripts keep beside the weights, and nothing that could run code.
+# Types that training scripts store beside the weights and that cannot run code.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -50,7 +50,7 @@ HARMLESS: list[Any] = [
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """content: what the file holds, tensors somewhere in it; ordered: names stand in the network's own order."""
+    """A weights file. content: may hold tensors at any depth; ordered: names are in the order of the layers."""
 
     content: Any
     ordered: bool
@@ -58,7 +58,10 @@ class WeightsFile:
 
 
 def kind_of(path: Path) -> str:
-    """'torch', 'legacy torch', 'safetensors' or 'onnx', by content. Raises UserError saying what else it seems."""
+    """The file's format by its content: 'torch', 'legacy torch', 'safetensors' or 'onnx'.
+
+    Raises UserError, which says what the file seems to be instead.
+    """
     try:
         size = check_regular(path)
         with path.open("rb") as file:
@@ -81,10 +84,10 @@ def kind_of(path: Path) -> str:
             raise UserError(f"teacher {path} seems to be {what}")
     if all(byte in b"\t\n\r" or byte >= 32 for byte in start) and _is_text(start):
         page = ", a web page" if start.lstrip()[:1] == b"<" else ""
-        raise UserError(f"teacher {path} seems to be text{page}; give a file of weights")
+        raise UserError(f"teacher {path} seems to be text{page}; give a weights file")
     if path.suffix.lower() == ".onnx" or start[:1] == b"\x08":
         return "onnx"
-    raise UserError(f"teacher {path} is no file of weights that mcd knows (torch.save, safetensors, ONNX)")
+    raise UserError(f"teacher {path} is not a known weights file; give a torch.save, safetensors or ONNX file")
 
 
 def _is_text(start: bytes) -> bool:
@@ -96,9 +99,9 @@ def _is_text(start: bytes) -> bool:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a torch or safetensors file. Raises UserError in one line for anything damaged or more than weights.
+    """Read a torch or safetensors file. Raises UserError if it is damaged or contains more than weights.
 
-    Tensors may still lie in the mapped file: copy those that are kept. None claims more than the file holds.
+    Tensors may be views of the memory-mapped file, so copy those you keep; the archive's parts fit into the file.
     """
     kind = kind_of(path)
     assert kind != "onnx"
@@ -109,18 +112,18 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
-    except Exception as error:  # damaged bytes can end in any exception of the unpickler's
+    except Exception as error:  # the unpickler can raise anything for damaged bytes
         blocked = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
         if blocked:
             raise UserError(
-                f"teacher {path} holds Python objects ({blocked[1]}), not weights; {SAVE_WEIGHTS}"
+                f"teacher {path} contains Python objects ({blocked[1]}), not weights; {SAVE_WEIGHTS}"
             ) from None
-        raise UserError(f"teacher {path} is damaged, or holds more than weights; {SAVE_WEIGHTS}") from None
+        raise UserError(f"teacher {path} is damaged, or contains more than weights; {SAVE_WEIGHTS}") from None
     return WeightsFile(content, ordered=True)
 
 
 def _check_archive(path: Path) -> None:
-    """A torch archive, whole by its own checksums, uncompressed, and not a program."""
+    """Raises UserError unless this is a torch archive of weights: complete, uncompressed, and not a program."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -130,7 +133,7 @@ def _check_archive(path: Path) -> None:
             if "data.pkl" not in parts:
                 raise UserError(f"teacher {path} is a zip archive without a torch file's data; {SAVE_WEIGHTS}")
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise UserError(f"teacher {path} was zipped again, compressed; {SAVE_WEIGHTS}")
+                raise UserError(f"teacher {path} was compressed after torch.save; {SAVE_WEIGHTS}")
             if sum(member.file_size for member in members) > path.stat().st_size:
                 raise UserError(f"teacher {path} is damaged (its parts are larger than the file); copy it again")
             broken = archive.testzip()
@@ -139,7 +142,7 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # as above
         raise UserError(f"teacher {path} is truncated or damaged ({reason_of(error)}); copy it again") from None
     if broken is not None:
-        raise UserError(f"teacher {path} is damaged (checksum of {broken}); copy it again")
+        raise UserError(f"teacher {path} is damaged (the checksum of {broken} is wrong); copy it again")
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
@@ -153,7 +156,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What `save_model` wrote, checked; {} for the files of others."""
+    """The metadata that `save_model` wrote, checked; {} for a file from another program."""
     if METADATA not in metadata:
         return {}
     try:
@@ -172,10 +175,10 @@ def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a model's weights as safetensors, whole or not at all; equal weights are equal bytes.
+    """Write a model's weights as safetensors, atomically; equal weights give equal bytes.
 
-    about: arch, num_classes, input_shape, mean, std and classes, kept as sorted JSON under one metadata key.
-    Raises RunFailed when the file cannot be written.
+    about: arch, num_classes, input_shape, mean, std and classes, stored as sorted JSON under one metadata key.
+    Raises RunFailed if the file cannot be written.
     """
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     text = json.dumps(dict(about), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -11,7 +11,7 @@ from mcd_cli.models.layers import global_avg_pool, init_weights
 
 
 class PreactivationBlock(nn.Module):
-    """BN, ReLU, 3×3, BN, ReLU, 3×3. Where channels change, a 1×1 shortcut starts from the activated input."""
+    """BN, ReLU, 3×3, BN, ReLU, 3×3; if the number of channels changes, with a 1×1 shortcut from the activated input."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,10 @@ class PreactivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Stages of 16, 32 and 64 times `width` channels. Images [n, 3, H, W] → logits [n, num_classes]."""
+    """A wide ResNet: images [n, 3, H, W] → logits [n, num_classes].
+
+    The three stages have 16, 32 and 64 times `width` channels.
+    """
 
     def __init__(self, num_classes: int, *, depth: int, width: int) -> None:
         super().__init__()

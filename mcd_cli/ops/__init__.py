@@ -1,4 +1,5 @@
-"""The tensor arithmetic: losses, the meta-gradient (Eq. 9), BatchNorm variants, sums over processes.
+"""Tensor arithmetic: losses, the meta-gradient (Eq. 9), BatchNorm variants, reductions over processes.
 
-Each is exact and tested against an independent route (tests/test_meta.py and its neighbours); change none without it.
+All of it is exact, and tests compare each result with an independent computation (tests/ops/).
+Run those tests after every change here.
 """

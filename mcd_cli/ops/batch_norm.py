@@ -1,8 +1,8 @@
-"""Train-mode BatchNorm in two ways that torch lacks: a quick forward-mode derivative, and batches over processes.
+"""Train-mode BatchNorm with two features that torch lacks: fast forward-mode AD, and statistics over all processes.
 
-Both are overrides of F.batch_norm; modules and weights are left as they are.
-Per channel, over m values, x̂ = (x − mean)/σ and y = γ x̂ + β, the Jacobian J = γ σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) is
-symmetric: the backward pass and the forward-mode derivative along x are the same computation.
+Both override F.batch_norm; modules and weights stay unchanged.
+Per channel, with m values, x̂ = (x − mean)/σ and y = γ x̂ + β, the Jacobian J = γ σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) is
+symmetric, so the backward pass and the forward-mode derivative along x are the same computation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TrainMode = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Tenso
 
 
 def in_train_mode(compute: TrainMode) -> dict[Override, Override]:
-    """The override of F.batch_norm that is `compute` in train mode and torch's own in eval mode."""
+    """An override of F.batch_norm that calls `compute` in train mode and torch's own function in eval mode."""
 
     def batch_norm(
         input: Tensor,
@@ -49,16 +49,16 @@ def _native(
 
 
 FORWARD_MODE = in_train_mode(_native)
-"""A JVP through train-mode BatchNorm takes two native passes instead of a dozen; buffers are left as they are.
+"""Makes a JVP through train-mode BatchNorm take two native passes instead of a dozen; buffers are not updated.
 
-torch's own takes half of a JVP's time on a CPU.
+torch's own rule takes half of the JVP's time on a CPU.
 """
 
 
 def synced(processes: Processes) -> dict[Override, Override]:
-    """Train-mode BatchNorm takes its statistics from the shards of all processes (--sync-bn).
+    """Makes train-mode BatchNorm compute its statistics over the shards of all processes (--sync-bn).
 
-    N processes then compute what one process computes with the whole batch. Forward mode works, so the meta step does.
+    N processes then compute the same as one process with the whole batch. Supports forward mode for the meta step.
     """
     return in_train_mode(partial(_over_processes, processes))
 
@@ -82,7 +82,7 @@ def _over_processes(
 
 
 class _Native(torch.autograd.Function):
-    """torch's count kernels: ẏ = J ẋ (the native backward pass) + γ̇ x̂ + β̇ (the native eval-mode pass)."""
+    """Forward mode from torch's own kernels: ẏ = J ẋ (the native backward pass) + γ̇ x̂ + β̇ (the eval-mode pass)."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,7 @@ class _Native(torch.autograd.Function):
 
 
 class _Synced(torch.autograd.Function):
-    """x̂ over all processes; in float32 at least. Running statistics are updated as torch does."""
+    """x̂ with statistics over all processes, in float32 or wider. Running statistics are updated as in torch."""
 
     @staticmethod
     def forward(
@@ -154,7 +154,7 @@ class _Synced(torch.autograd.Function):
 
 
 def _along(ctx: Any, direction: Tensor) -> Tensor:
-    """σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) · direction, with sums over all processes."""
+    """σ⁻¹ (I − 11ᵀ/m − x̂ x̂ᵀ/m) · direction, summed over all processes."""
     normalised, inverse_std, m = ctx.saved_tensors
     dims, shape = _all_but_channels(normalised), _channels(normalised)
     sums = torch.stack([direction.sum(dims), (direction * normalised).sum(dims)])

@@ -1,4 +1,4 @@
-"""Train-mode BatchNorm over few channels, quick on a CPU: the same numbers, several pixels side by side."""
+"""Fast train-mode BatchNorm on a CPU for layers with few channels: several pixels are processed side by side."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.autograd.function import once_differentiable
 
 from mcd_cli.ops.batch_norm import in_train_mode
 
-COLUMNS = 128  # numbers that are worked on side by side
-MOST_CHANNELS = 16  # above, torch's kernels are as quick
-FEWEST_NUMBERS = 2**19  # below, a dozen small operators more take longer than they save
+COLUMNS = 128  # numbers processed side by side
+MOST_CHANNELS = 16  # with more channels, torch's kernels are as fast
+FEWEST_NUMBERS = 2**19  # for smaller tensors, a dozen extra operators cost more than they save
 
 
 def _side_by_side(x: Tensor) -> int:
-    """How many pixels stand side by side so that their channels fill COLUMNS; 0: torch's kernel is as good."""
+    """How many pixels to place side by side so that their channels fill COLUMNS; 0 means: use torch's kernel."""
     narrow = x.ndim == 4 and x.shape[1] <= MOST_CHANNELS and x.numel() >= FEWEST_NUMBERS
     if not narrow or not x.is_contiguous(memory_format=torch.channels_last):
         return 0
-    pixels = 1 << (COLUMNS // x.shape[1] - 1).bit_length()  # a power of two, as most images' areas have
+    pixels = 1 << (COLUMNS // x.shape[1] - 1).bit_length()  # a power of two, which divides most images' areas
     return pixels if (x.numel() // x.shape[1]) % pixels == 0 else 0
 
 
@@ -45,18 +45,18 @@ def _train_mode(
 
 
 NARROW = in_train_mode(_train_mode)
-"""Channels-last BatchNorm over few channels on a CPU, on several rows of pixels at a time.
+"""Override for channels-last BatchNorm over few channels on a CPU.
 
-torch's kernels walk over the channels of a pixel: a few numbers, which leave vectors half empty, and each thread
-adds to sums that share a cache line with the next thread's. Forward and backward of 400x8x32x32, float32, take
-10 ms with one thread and 39 ms with two; as pixels side by side they take 6 and 3 (torch 2.15, AVX2).
+torch's kernels iterate over the channels of one pixel: too few numbers to fill a vector register, and the partial
+sums of neighbouring threads share a cache line. Forward and backward of 400x8x32x32 in float32 take 10 ms with one
+thread and 39 ms with two; with pixels side by side they take 6 and 3 (torch 2.15, AVX2).
 """
 
 
 class _SideBySide(torch.autograd.Function):
-    """x [n, c, h, w], channels-last, as a matrix of `pixels` columns for each channel; their statistics are combined.
+    """Views x [n, c, h, w], channels-last, as a matrix with `pixels` columns per channel and combines their statistics.
 
-    The sums and the two linear maps are torch's own eval-mode kernels.
+    The sums and the two linear maps use torch's own eval-mode kernels.
     """
 
     @staticmethod
@@ -87,8 +87,8 @@ class _SideBySide(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None, None]:
         x, weight, mean, variance = ctx.saved_tensors
         x_dot, weight_dot, bias_dot, _ = tangents
-        none = torch.zeros_like(weight)
-        slope, shift = (none if dot is None else dot for dot in (weight_dot, bias_dot))
+        zeros = torch.zeros_like(weight)
+        slope, shift = (zeros if dot is None else dot for dot in (weight_dot, bias_dot))
         y_dot = _affine(x, mean, variance, slope, shift, ctx.eps)
         if x_dot is not None:
             direction = x_dot.contiguous(memory_format=torch.channels_last)
@@ -119,12 +119,12 @@ class _SideBySide(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The same memory as a matrix: each row holds the channels of some pixels, side by side."""
+    """The same memory as a matrix: each row holds the channels of several pixels side by side."""
     return x.permute(0, 2, 3, 1).view(-1, _side_by_side(x) * x.shape[1])
 
 
 def _affine(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """weight · x̂ + bias, as memory of its own: a ReLU may work in place."""
+    """weight · x̂ + bias in new memory, so that a ReLU may work in place."""
     y, statistics = torch.empty_like(x), [x.new_empty(0), x.new_empty(0)]
     columns = torch.stack([weight, bias, mean, variance]).repeat(1, _side_by_side(x))
     torch.ops.aten.native_batch_norm.out(

@@ -1,9 +1,10 @@
-"""Strided 1×1 convolutions without oneDNN's kernel for them, which writes outside its memory.
+"""Strided 1×1 convolutions that avoid oneDNN's kernel, which writes outside its memory.
 
 oneDNN's gradient with respect to the input of a strided 1×1 convolution (brgconv_strided, AVX-512) overwrites the heap
-where the input is channels-last and has fewer than 16 channels (docs/onednn.md). A transposed convolution runs the same
-kernel forward. The replacements below compute the same sums in two steps, for any number of channels: which kernel
-oneDNN picks depends on the processor, and the rule should not.
+if the input is channels-last and has fewer than 16 channels; benchmarks/convolutions.py reproduces it. A transposed
+convolution runs the same kernel in its forward pass. The replacements below compute the same sums in two steps. They
+apply to any number of channels, because the kernel that oneDNN picks depends on the processor and our results should
+not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """torch.conv2d; a strided 1×1 convolution is a subsampling and a 1×1 convolution of stride 1."""
+    """torch.conv2d, with a strided 1×1 convolution split into subsampling and a 1×1 convolution of stride 1."""
     if not _is_strided_1x1(weight, stride) or isinstance(padding, str):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     vertical, horizontal = _pair(padding)
@@ -45,7 +46,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> Tensor:
-    """torch.conv_transpose2d; a strided 1×1 one is a 1×1 convolution of stride 1, with zeros between its pixels."""
+    """torch.conv_transpose2d, with a strided 1×1 one split into a 1×1 convolution of stride 1 and zero insertion."""
     if not _is_strided_1x1(weight, stride):
         return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     y = torch.conv_transpose2d(input, weight, None, 1, 0, 0, groups)
@@ -55,8 +56,8 @@ def conv_transpose2d(
     y = F.pad(y.reshape(n, channels, height, 1, width, 1), (0, right - 1, 0, 0, 0, down - 1))
     y = y.reshape(n, channels, height * down, width * right)
     crop_y, crop_x = _pair(padding)
-    more_y, more_x = _pair(output_padding)
-    y = F.pad(y, (-crop_x, 1 - right + more_x - crop_x, -crop_y, 1 - down + more_y - crop_y))
+    extra_y, extra_x = _pair(output_padding)
+    y = F.pad(y, (-crop_x, 1 - right + extra_x - crop_x, -crop_y, 1 - down + extra_y - crop_y))
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 

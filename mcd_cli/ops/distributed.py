@@ -1,7 +1,7 @@
-"""The processes of one run (started by torchrun): who this one is, and what they tell each other.
+"""The processes of one run (started by torchrun): this process's rank, and communication between processes.
 
-Every process holds the whole state of the run and sees a shard of each batch; after a step they are equal to the
-last bit. With one process everything here does nothing.
+Every process holds the whole state of the run and sees a shard of each batch; after each step the states are
+identical to the last bit. With a single process nothing here has any effect.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from torch import Tensor
 from mcd_cli.errors import RunFailed, UserError, reason_of
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # of one process for the others: the first may be decoding a data set
+PATIENCE = timedelta(minutes=10)  # how long a process waits: rank 0 may be decoding a data set
 
 
 @dataclass(frozen=True)
 class Processes:
-    """rank: this process, 0 writes; world: how many; local: how many on this machine, this one's place among them."""
+    """The processes of a run, seen from one of them.
+
+    rank: number of this process, of which 0 writes the files; world: number of processes; local_rank, local_world:
+    the same, counted on this machine.
+    """
 
     rank: int = 0
     world: int = 1
@@ -34,7 +38,10 @@ class Processes:
 
     @classmethod
     def join(cls, device: str) -> Processes:
-        """The group that torchrun's environment describes, or the one already joined; alone where there is none."""
+        """Join the process group that torchrun's environment describes; without torchrun, a single process.
+
+        Raises UserError if the environment or the device does not allow the group.
+        """
         try:
             world, local_rank = (
                 int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -45,17 +52,19 @@ class Processes:
                     return cls()
                 _begin(device, local_rank)
         except ValueError as error:
-            raise UserError(f"several processes are started with torchrun, not by hand ({reason_of(error)})") from None
+            raise UserError(
+                f"cannot join the process group ({reason_of(error)}); start the processes with torchrun"
+            ) from None
         return cls(dist.get_rank(), dist.get_world_size(), local_rank, local_world)
 
     def leave(self) -> None:
-        """At the end of a run that went well."""
+        """Leave the process group at the end of a successful run."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """Whether this process writes the files and the output."""
         return self.rank == 0
 
     def shard(self, batch: Tensor) -> Tensor:
@@ -63,7 +72,7 @@ class Processes:
         return batch.tensor_split(self.world)[self.rank] if self.world > 1 else batch
 
     def gather(self, shard: Tensor, n: int) -> Tensor:
-        """The global batch [n, …] of everybody's shards, the same everywhere; differentiable."""
+        """The global batch [n, …] assembled from all shards, identical in every process; differentiable."""
         if self.world == 1:
             return shard
         start = sum(len(part) for part in torch.arange(n).tensor_split(self.world)[: self.rank])
@@ -71,11 +80,11 @@ class Processes:
         return self.all_reduce(torch.nn.functional.pad(shard, padding))
 
     def all_reduce(self, value: Tensor) -> Tensor:
-        """The sum over processes, the same everywhere; differentiable in both directions."""
+        """The sum over processes, identical in every process; differentiable in reverse and forward mode."""
         return _AllReduce.apply(value) if self.world > 1 else value  # type: ignore[no-any-return, no-untyped-call]
 
     def all_reduce_(self, sums: Sequence[Tensor], means: Sequence[Tensor] = ()) -> None:
-        """In place: the sum over processes of `sums`, the mean of `means`, in one message."""
+        """Replace `sums` by their sums and `means` by their means over processes, in place and in one message."""
         if self.world == 1:
             return
         tensors = [*sums, *means]
@@ -89,7 +98,7 @@ class Processes:
                 tensor /= self.world
 
     def any(self, flag: bool) -> bool:
-        """True everywhere as soon as it is true anywhere; no device has to be waited for."""
+        """Whether the flag is true in any process; identical in every process, and without a device synchronisation."""
         if self.world == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -98,20 +107,20 @@ class Processes:
         return bool(votes)
 
     def broadcast(self, value: T) -> T:
-        """What process 0 holds, everywhere."""
+        """Process 0's value, in every process."""
         if self.world == 1:
             return value
-        held: list[Any] = [value]
+        values: list[Any] = [value]
         with _peers():
-            dist.broadcast_object_list(held, device=torch.device("cpu"))
-        return held[0]  # type: ignore[no-any-return]
+            dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]  # type: ignore[no-any-return]
 
 
 SINGLE_PROCESS = Processes()
 
 
 class _AllReduce(torch.autograd.Function):
-    """Σ over processes. With a loss that is the sum of everybody's losses, its transpose is itself."""
+    """Σ over processes. The loss is the sum of all processes' losses, so the transpose is the same operation."""
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
@@ -134,19 +143,19 @@ class _AllReduce(torch.autograd.Function):
 
 
 def check_shards(size: int, what: str, processes: Processes) -> None:
-    """Raises UserError where a process would get fewer than two images of a batch (BatchNorm needs them)."""
+    """Raises UserError if a process would get fewer than the two images per batch that BatchNorm needs."""
     if processes.world > 1 and size < 2 * processes.world:
-        raise UserError(f"{what} of {size} images is too small for {processes.world} processes; use fewer of them")
+        raise UserError(f"{what} of {size} images is too small for {processes.world} processes; use fewer processes")
 
 
 def _begin(device: str, local_rank: int) -> None:
     if not dist.is_available():
-        raise UserError("this torch was built without torch.distributed; run one process, without torchrun")
+        raise UserError("this torch was built without torch.distributed; run a single process, without torchrun")
     if device == "mps":
-        raise UserError("--device mps: an Apple GPU serves one process; run without torchrun, or use --device cpu")
+        raise UserError("--device mps supports a single process; run without torchrun, or use --device cpu")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
-            raise UserError(f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node")
+            raise UserError(f"more processes than GPUs ({torch.cuda.device_count()}); lower --nproc-per-node")
         torch.cuda.set_device(local_rank)
     with _peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
@@ -154,12 +163,12 @@ def _begin(device: str, local_rank: int) -> None:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """A process that ends takes its connections with it: the others end, too, and point at it."""
+    """When one process ends, its connections break: the other processes then stop with RunFailed and say so."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # dist.DistError and gloo's own
         raise RunFailed(
-            f"another process of this run has ended; what it said is the cause ({reason_of(error)})"
+            f"another process of this run has failed; see its message for the cause ({reason_of(error)})"
         ) from None

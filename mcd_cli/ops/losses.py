@@ -1,4 +1,4 @@
-"""The three losses of Eq. 5: one value per instance; the caller weighs and reduces."""
+"""The three losses of Eq. 5, with one value per instance; the caller applies weights and reduces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def distillation(z: Tensor, targets: Tensor, tau: float) -> Tensor:
     """
     log_q = F.log_softmax(z / tau, dim=-1)[:, :, None]
     log_p = F.log_softmax(targets / tau, dim=-1)
-    # clamp: a target of exactly zero probability has log p = -inf and adds 0, not NaN
+    # clamp: a target probability of exactly zero has log p = -inf and must add 0, not NaN
     return tau**2 * (log_p.exp() * (log_p.clamp(min=-1e4) - log_q)).sum(dim=-1)
 
 
@@ -33,12 +33,12 @@ def pooled(z: Tensor, y: Tensor) -> Tensor:
     z: logits [n, k, C]; y: labels [n]. Returns a detached target [n, C].
     """
     z = z.detach()
-    at_label = torch.arange(z.shape[-1], device=y.device) == y[:, None]  # F.one_hot would wait for the device
+    at_label = torch.arange(z.shape[-1], device=y.device) == y[:, None]  # F.one_hot would synchronise with the device
     return torch.where(at_label, z.amax(dim=1), z.amin(dim=1))
 
 
 def instance_losses(z: Tensor, y: Tensor, targets: Tensor | None, tau: float) -> Tensor:
-    """All losses ℓ_ijc of Eq. 5, side by side: c = 0 is the label, c ≥ 1 the targets in their order.
+    """All losses ℓ_ijc of Eq. 5: c = 0 is the label loss, c ≥ 1 are the losses against the targets, in order.
 
     z: logits [n, k, C]; y: labels [n]; targets: target logits [n, k or 1, g, C] or None. Returns [n, k, 1 + g].
     """

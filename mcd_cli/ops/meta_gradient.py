@@ -30,10 +30,10 @@ Parameters = Mapping[str, Tensor]
 def step_size(group: Mapping[str, Any], has_buffer: bool) -> float | Tensor:
     """c of the step that SGD is about to take with this parameter group: ∂θ'/∂g = −c.
 
-    c = η(1 − δ); η where momentum has no buffer yet (PyTorch's first step skips dampening); Nesterov's step
-    looks ahead once more: η(1 + μ(1 − δ)).
+    c = η(1 − δ), but η while momentum has no buffer yet (PyTorch's first step skips dampening). Nesterov's step
+    adds the look-ahead: η(1 + μ(1 − δ)).
     """
-    eta: float | Tensor = group["lr"]  # a tensor where it lives on the device
+    eta: float | Tensor = group["lr"]  # a tensor if it lives on the device
     mu, delta = float(group["momentum"]), float(group["dampening"])
     if mu == 0:
         return eta
@@ -42,7 +42,7 @@ def step_size(group: Mapping[str, Any], has_buffer: bool) -> float | Tensor:
 
 
 def without_side_effects(model: nn.Module, parameters: Parameters, *inputs: Tensor) -> Tensor:
-    """model(*inputs) under the given parameters; train-mode BatchNorm writes to clones, not to its buffers."""
+    """model(*inputs) with these parameters; train-mode BatchNorm updates clones of its buffers, not the buffers."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     output: Tensor = functional_call(model, {**parameters, **buffers}, inputs)
     return output
@@ -51,8 +51,8 @@ def without_side_effects(model: nn.Module, parameters: Parameters, *inputs: Tens
 def validation_gradient(students: nn.Module, x: Tensor, y: Tensor, size: int | None = None) -> dict[str, Tensor]:
     """v = ∇_θ L_val(θ') with L_val = Σ_j mean_i ce (Eq. 6), train-mode BatchNorm, running statistics untouched.
 
-    students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of V. Returns one tensor per parameter.
-    size: images of the mini-batch where x, y are one shard of it; the sum over shards is v then.
+    students: images [m, 3, H, W] → logits [m, k, C]; x, y: a mini-batch of val. Returns one tensor per parameter.
+    size: number of images in the whole mini-batch if x, y are one shard of it; v is then the sum over shards.
     """
     parameters = dict(students.named_parameters())
     loss = cross_entropy(without_side_effects(students, parameters, x), y).sum() / (size or len(x))
@@ -68,11 +68,11 @@ def directional_losses(
 ) -> Tensor:
     """⟨v_j, ∇ℓ_ijc(θ_j)⟩ for every instance i, student j and loss c, in one forward-mode pass.
 
-    theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with its targets held
-    constant. Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
+    theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with constant targets.
+    Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
     """
     with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), Overrides(FORWARD_MODE):
-        # torch's own forward-mode rules still use the compiler that newer torch deprecates
+        # torch's own forward-mode rules still use torch.jit.script, which newer versions deprecate
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}
         z, z_dot = forward_ad.unpack_dual(without_side_effects(students, parameters, x))
@@ -85,11 +85,11 @@ def directional_losses(
 
 
 def weight_gradient(directional: Tensor, c: Sequence[float | Tensor] | float, n: int | None = None) -> Tensor:
-    """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 for G/c, the learning rate divided out.
+    """G_ijc = ∂L_val/∂w_ijc = −(c_j/n) ⟨v_j, ∇ℓ_ijc⟩; pass c = 1 to get G/c, without the learning rate.
 
-    directional: [n, k, c]; c: one step size per student [k], or one for all; n: images of the whole batch where
-    this is one shard of it. Returns [n, k, c].
+    directional: [n, k, c]; c: one step size per student [k], or one for all; n: number of images in the whole batch
+    if this is one shard of it. Returns [n, k, c].
     """
-    ones = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
-    size = torch.stack([ones * c_j for c_j in ([c] if isinstance(c, float) else c)])
+    unit = directional.new_ones(())  # multiplied, not converted: a copy from the host would wait for the device
+    size = torch.stack([unit * c_j for c_j in ([c] if isinstance(c, float) else c)])
     return -size.reshape(1, -1, 1) / (n or len(directional)) * directional

@@ -1,4 +1,4 @@
-"""Functions of torch that are computed another way while a network runs."""
+"""Replaces torch functions by our own implementations while a network runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ Override = Callable[..., Any]
 
 
 class Overrides(TorchFunctionMode):
-    """Within: each function of torch named here is replaced by another of the same signature.
+    """A context manager that replaces torch functions by others of the same signature; it can be re-entered.
 
-    A replacement that calls the function itself gets torch's, or that of the Overrides entered before these. May be
-    entered again and again.
+    A replacement that calls the original function gets torch's, or that of an enclosing Overrides.
     """
 
     def __init__(self, replacements: Mapping[Override, Override]) -> None:

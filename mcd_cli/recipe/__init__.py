@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a run's result, typed and frozen, and how their files are read. No torch.
+"""Recipes: every setting that decides a run's result, typed and frozen, and the reader of recipe files. No torch.
 
-A new key in schema.py changes every recipe's hash: runs from before can then not be resumed.
+A new key in schema.py changes every recipe's hash, so runs started before it can no longer be resumed.
 """

@@ -1,4 +1,4 @@
-"""Recipes from files and options: names, `extends`, `--set`, and one line for the first thing wrong."""
+"""Loads recipes from files and options: names, `extends`, `--set`, and a one-line error for the first problem."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from mcd_cli.errors import UserError, first_problem, reason_of, unknown
 from mcd_cli.files import as_path, read_small
 from mcd_cli.recipe.schema import Recipe
 
-MAX_BYTES = 2**16  # of a recipe's file
-MAX_BASES = 20  # recipes that extend each other
-MAX_DEPTH = 10  # dots of a key
-MAX_DOTS = 100  # of a line
+MAX_BYTES = 2**16  # in a recipe file
+MAX_BASES = 20  # in a chain of recipes that extend each other
+MAX_DEPTH = 10  # dots in a key
+MAX_DOTS = 100  # dots in a line
 
 
 def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: Any = None) -> Recipe:
-    """The resolved recipe: defaults < the recipe (and what it extends) < overrides (dotted keys).
+    """The resolved recipe. Later sources win: defaults, the recipes it extends, the recipe, overrides (dotted keys).
 
-    Without a name, the recipe named after the data set (`folder` for an image folder). Raises UserError with the
-    nearest name or key.
+    Without a name, the recipe named after the data set is used (`folder` for an image folder). Raises UserError with
+    the nearest name or key.
     """
     if name is None:
-        wanted = "digits" if dataset is None else dataset
-        name = wanted if wanted in list(DATASETS) else "folder"
+        dataset = "digits" if dataset is None else dataset
+        name = dataset if dataset in list(DATASETS) else "folder"
     return parse_recipe(_merged(_read(name), overrides))
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A plain nested mapping → Recipe; the first thing wrong with it is told in one line."""
+    """A plain nested mapping → Recipe. Raises UserError for the first problem."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -42,21 +42,22 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
 
 
 def lay_over(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The base with some keys changed (nested or dotted)."""
+    """The base recipe with some keys changed (nested or dotted). Raises UserError."""
     return parse_recipe(_merged(base.model_dump(exclude_none=True), changes))
 
 
 def read_changes(path: Path) -> dict[str, Any]:
-    """What a recipe file holds, and what it extends, as it stands: only what it changes."""
+    """The keys that a recipe file and the recipes it extends set, without defaults. Raises UserError."""
     return _read(str(path))
 
 
 def recipe_names() -> list[str]:
+    """The names of the shipped recipes, sorted."""
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`key=value` of --set: a TOML value; a bare word is a string."""
+    """Parse `key=value` from --set: the value is TOML, and a bare word is a string. Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"--set takes key=value, for example coordinator.every=5; got {text!r}")
@@ -64,15 +65,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
         parsed = _toml(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
-    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets without end
-        raise UserError(f"--set {key.strip()}: {value[:80]!r}... is no value; write it shorter") from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits, endless nested brackets
+        raise UserError(f"--set {key.strip()}: {value[:80]!r}... is too long for a value; shorten it") from None
     if parsed.keys() != {"value"}:
         raise UserError(f"--set takes one key=value at a time; got {text!r}")
     return key.strip(), parsed["value"]
 
 
 def _toml(text: str) -> dict[str, Any]:
-    """Raises ValueError (TOMLDecodeError is one) or RecursionError."""
+    """Parse TOML. Raises ValueError (TOMLDecodeError is a subclass) or RecursionError."""
     if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
         raise ValueError(f"a line with more than {MAX_DOTS} dots")  # tomllib takes minutes for a key of 20,000 parts
     return tomllib.loads(text)
@@ -80,29 +81,29 @@ def _toml(text: str) -> dict[str, Any]:
 
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     path = _find(name)
-    own = os.path.realpath(path)
-    if own in seen:
-        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, own))}")
+    real_path = os.path.realpath(path)
+    if real_path in seen:
+        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, real_path))}; remove one `extends`")
     if len(seen) > MAX_BASES:
-        raise UserError(f"recipe {path} is more than {MAX_BASES} recipes below the first; extend fewer")
+        raise UserError(f"recipe {path} is at the end of a chain of more than {MAX_BASES} recipes; extend fewer")
     try:
         content = _toml(read_small(path, MAX_BYTES).decode())
-    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, integers of thousands of digits
+    except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, integers of thousands of digits
         raise UserError(f"recipe {path} cannot be read: {reason_of(error)}") from None
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str):
-        raise UserError(f"recipe {path}: extends takes one recipe's name, got {base!r}")
-    beside = path.parent / as_path(f"{base}.toml")
-    return _merged(_read(str(beside) if beside.is_file() else base, (*seen, own)), content)
+        raise UserError(f"recipe {path}: extends takes the name of one recipe, got {base!r}")
+    sibling = path.parent / as_path(f"{base}.toml")
+    return _merged(_read(str(sibling) if sibling.is_file() else base, (*seen, real_path)), content)
 
 
 def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
         path = as_path(name)
         if not path.is_file():
-            raise UserError(f"no recipe file {name}")
+            raise UserError(f"recipe file {name} does not exist")
         return path
     path = recipes_folder() / f"{name}.toml"
     if not path.is_file():
@@ -111,14 +112,14 @@ def _find(name: str) -> Path:
 
 
 def recipes_folder() -> Path:
-    """Inside the package when installed from a wheel, beside it in a checkout or an editable install."""
+    """The folder of the shipped recipes: inside an installed package, beside it in a checkout or editable install."""
     package = Path(__file__).parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """base with changes laid over it; dotted keys reach into tables. `students` is replaced, not merged."""
+    """The base with the changes merged in; dotted keys address tables. `students` is replaced, not merged."""
     merged = dict(base)
     for dotted, value in changes.items():
         key, dot, rest = dotted.partition(".")
@@ -140,20 +141,20 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     if problem["type"] == "extra_forbidden":
         path = [str(part) for part in problem["loc"]]
-        owner = _section(path[:-1])
-        fields = [info.alias or key for key, info in owner.model_fields.items()]
+        section = _section(path[:-1])
+        fields = [info.alias or key for key, info in section.model_fields.items()]
         prefix = "".join(f"{part}." for part in path[:-1])
         return str(unknown("recipe key", ".".join(path), [prefix + field for field in fields]))
     place, message = first_problem(error)
     if problem["type"] in ("model_type", "dict_type"):
-        message = f"this is a table, got {problem['input']!r}"
+        message = f"this must be a table, got {problem['input']!r}"
     return f"recipe key {place or 'recipe'}: {message}"
 
 
 def _section(path: list[str]) -> type[BaseModel]:
-    owner: type[BaseModel] = Recipe
+    section: type[BaseModel] = Recipe
     for part in path:
-        annotation = owner.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
-        owner = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return owner
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return section

@@ -1,4 +1,4 @@
-"""Contenders of a comparison: a method, or a recipe that holds only what it changes. No torch here."""
+"""Contenders of a comparison: methods, and overlays, which are recipes that set only what they change. No torch."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from mcd_cli.recipe.loading import lay_over, read_changes, recipes_folder
 from mcd_cli.recipe.schema import Recipe
 
 OVERLAYS = ("controls", "ablations")
-PAPERS_METHODS = ("ce", "kd", "takd", "dgkd", "rmc", "meta-distil", "mc-distil")
-"""The columns of Tables 1 and 2, in their order."""
 SHARED = ("dataset", "data_root", "image_size", "split_seed", "label_noise", "teacher", "seed")
-"""What all contenders have in common, so that a comparison compares methods and nothing else."""
+"""Recipe keys that must be the same for all contenders, so that a comparison compares methods and nothing else."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """changes: what its recipe lays over the base; group: it is a candidate of that name, to be chosen on V."""
+    """One method or overlay in a comparison.
+
+    changes: the recipe keys it sets on top of the base; group: name of the group it is a candidate of, if any: the
+    candidate with the best accuracy on val represents the group.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     group: str | None = None
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """Its recipe on that seed. Raises UserError where it changes what all contenders share."""
+        """The contender's recipe with that seed. Raises UserError if it changes a key that all contenders share."""
         common = sorted(key for key in self.changes if key in SHARED)
         if common:
             raise UserError(
-                f"{self.name} changes {' and '.join(common)}, which all methods of a comparison share; "
-                f"lay it under all of them: --overlay {self.name}"
+                f"{self.name} changes {' and '.join(common)}, which must be the same for all contenders; "
+                f"apply it to all of them with --overlay {self.name}"
             )
         return lay_over(base, {**self.changes, "seed": seed})
 
 
 def find_contenders(name: str) -> list[Contender]:
-    """A method's name, an overlay's name or file, or a folder of overlays among which V chooses.
+    """The contenders that a name stands for: a method, an overlay's name or file, or a folder with a group of overlays.
 
     Raises UserError with the nearest names.
     """
@@ -50,7 +52,10 @@ def find_contenders(name: str) -> list[Contender]:
     if name.endswith(".toml"):
         stem = Path(name).stem
         if not NAME.fullmatch(stem) or stem in METHODS:
-            raise UserError(f"{name}: {stem!r} cannot name a contender (a-z, 0-9, - and _; not a method's name)")
+            raise UserError(
+                f"{name}: {stem!r} cannot be a contender's name; "
+                "rename the file to letters, digits, - and _, but not to a method's name"
+            )
         return [Contender(stem, read_changes(Path(name)))]
     for folder in (recipes_folder() / kind for kind in OVERLAYS):
         if (folder / f"{name}.toml").is_file() and NAME.fullmatch(name):
@@ -62,7 +67,7 @@ def find_contenders(name: str) -> list[Contender]:
 
 
 def contender_names() -> list[str]:
-    """Every name that `find_contenders` knows."""
+    """Every name that `find_contenders` accepts."""
     names = list(METHODS)
     for folder in (recipes_folder() / kind for kind in OVERLAYS):
         files = sorted(folder.rglob("*.toml")) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""A recipe's keys: everything that decides a run's result, typed and frozen. No torch here."""
+"""The keys of a recipe: every setting that decides a run's result, typed and frozen. No torch here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mcd_cli.errors import UserError
-from mcd_cli.methods import METHODS, OPTIONS
-from mcd_cli.methods.settings import DistillSection
-from mcd_cli.models import ARCHITECTURES, LOSSES, SCALAR, TORCHVISION
+from mcd_cli.methods import METHODS, takers
+from mcd_cli.methods.settings import ACCEPTED_BY_ALL, DistillSection
+from mcd_cli.models import ARCHITECTURES, COORDINATORS, torchvision_name
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
-STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # it becomes a file's name
+STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
 MAX_EPOCHS = 1_000_000
-MAX_SEED = 2**63 - 1  # what every TOML and JSON reader can hold
+MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
 
 
 class Section(BaseModel):
@@ -30,30 +30,31 @@ class Section(BaseModel):
 
 
 class TeacherSection(Section):
-    """The frozen teacher: a file, or an architecture that the same engine trains first."""
+    """The frozen teacher: a weights file, or an architecture that mcd trains first."""
 
     file: str | None = Field(None, min_length=1)
     """A weights file."""
     arch: str | None = None
-    """An architecture to train first (kept in the cache); with `file`: the architecture of that file."""
+    """An architecture to train first (cached for later runs); with `file`: the architecture of that file."""
     norm: str = "auto"
-    """Normalisation of a teacher's file: `auto`, `cifar10`, `cifar100`, `imagenet`, `half`, `none` or `R,G,B/R,G,B`."""
+    """Input normalisation of a teacher file: `auto`, `cifar10`, `cifar100`, `imagenet`, `half`, `none` or
+    `R,G,B/R,G,B`."""
     pretrained: bool = False
     """Start a torchvision teacher from its ImageNet weights."""
     epochs: int = Field(200, ge=1, le=MAX_EPOCHS)
-    """Epochs of a teacher that is trained here."""
+    """Epochs for training a teacher."""
     lr: float = Field(0.1, gt=0)
-    """Its learning rate."""
+    """Learning rate for training a teacher."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Its momentum."""
+    """Momentum for training a teacher."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Its weight decay."""
+    """Weight decay for training a teacher."""
     views: int = Field(0, ge=0, le=10_000)
-    """K stored views: an image has K augmentations (view = epoch mod K), and the teacher's logits of each are
-    computed once, kept in the cache (float16) and shared by all students, methods and seeds with the same
-    `augment.seed`. 0: a fresh augmentation every epoch, as in the paper."""
+    """Number K of augmented views per image (view = epoch mod K). The teacher's logits for each view are computed
+    once, cached (float16) and shared by all students, methods and seeds with the same `augment.seed`. 0: a fresh
+    augmentation every epoch, as in the paper."""
     unseen: float = Field(0.0, ge=0, lt=1)
-    """Share of the classes that a teacher trained here never sees: an imperfect teacher."""
+    """Share of the classes that a teacher trained by mcd never sees, to simulate an imperfect teacher."""
 
     @field_validator("arch")
     @classmethod
@@ -69,21 +70,23 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> TeacherSection:
         if self.file is None and self.arch is None:
-            raise ValueError("needs a file or an arch")
+            raise ValueError("set a file or an arch")
         if self.file is None and self.norm != "auto":
-            raise ValueError("norm is for a teacher's file; one trained here takes the data set's own")
+            raise ValueError("norm applies only to a teacher file; remove it, or set teacher.file")
         if self.file is not None and self.unseen:
-            raise ValueError("unseen is for a teacher that is trained here: a file has seen what it has seen")
-        if self.pretrained and (self.file is not None or not str(self.arch).startswith(TORCHVISION)):
-            raise ValueError("pretrained is for a torchvision architecture that is trained here: torchvision:NAME")
+            raise ValueError("unseen applies only to a teacher that mcd trains; remove it, or set teacher.arch alone")
+        if self.pretrained and (self.file is not None or torchvision_name(str(self.arch)) is None):
+            raise ValueError(
+                "pretrained applies only to a torchvision teacher that mcd trains; use arch torchvision:NAME"
+            )
         return self
 
 
 class WarmStartSection(Section):
-    """Training of every student on the labels alone, before any method starts (the paper's A.3)."""
+    """Training of every student on the labels alone, before the method starts (the paper's A.3)."""
 
     epochs: int = Field(200, ge=0, le=MAX_EPOCHS)
-    """Epochs; 0 starts the students from random weights."""
+    """Epochs; with 0 the students start from random weights."""
     lr: float = Field(0.1, gt=0)
     """Learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -93,7 +96,7 @@ class WarmStartSection(Section):
 
 
 class OptimizerSection(Section):
-    """The students' SGD in the stages of the method (the paper's A.3)."""
+    """The students' SGD during distillation (the paper's A.3)."""
 
     lr: float = Field(0.05, gt=0)
     """Learning rate."""
@@ -102,20 +105,20 @@ class OptimizerSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov momentum."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimizerSection:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise ValueError("nesterov needs momentum; set momentum above 0")
         return self
 
 
 class ScheduleSection(Section):
-    """Learning rate over the steps of a stage."""
+    """Learning-rate schedule of a stage."""
 
     name: Literal["cosine", "constant"] = "cosine"
-    """Cosine to 0 over the steps of a stage, or constant."""
+    """`cosine`: decays to 0 over the steps of a stage; `constant`: no decay."""
 
 
 class AugmentSection(Section):
@@ -125,56 +128,56 @@ class AugmentSection(Section):
     """`digits`: crops; `cifar`: crops, flips, mild colour changes; `tiny`: RandomResizedCrop, flips, mild colour
     changes; `strong`: crops, flips, rotation, shear, strong colour changes and Cutout."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Seed of the augmentation. Unset: the run's own seed."""
+    """Seed of the augmentation. Unset: the run's seed."""
 
 
 class CoordinatorSection(Section):
-    """C-NET: its network, its optimiser and when it learns (the paper's §3.4, Algorithm 1)."""
+    """C-NET, the coordinator: its network, its optimiser and its update interval (the paper's §3.4, Algorithm 1)."""
 
     arch: str = "resnet32"
-    """C-NET's network: `losses` (it sees each image's losses), `scalar` (learned numbers, no network), or an
-    architecture, which sees the image."""
+    """C-NET's network: an architecture, whose input is the image; `losses`, a small network whose input is the
+    image's losses; or `scalar`, learned numbers without a network."""
     scale: float = Field(1.0, gt=0)
-    """Largest weight: w = scale · sigmoid."""
+    """Upper limit of a loss weight: w = scale · sigmoid."""
     normalise: Literal["none", "mean", "image"] = "none"
-    """`image`: each image's weights sum to `total`; `mean`: they do so on average over the batch; `none`: they are
-    free, as in the paper."""
+    """`image`: each image's loss weights sum to `total`; `mean`: they sum to `total` on average over the batch;
+    `none`: no normalisation, as in the paper."""
     total: float | None = Field(None, gt=0)
-    """What the weights of an image sum to. Unset: the number of losses for `image`, half of it for `mean`, times
-    `scale`."""
+    """Sum of an image's loss weights. Unset: `scale` times the number of losses for `image`, half of that for
+    `mean`."""
     control: Literal["none", "mean", "shuffle", "frozen"] = "none"
-    """Take C-NET's knowledge of single images away: `mean` over the batch, `shuffle` over the batch, or `frozen`
-    (never trained)."""
+    """Controls that remove what C-NET knows about single images: `mean` averages the weights over the batch,
+    `shuffle` permutes them over the batch, `frozen` never trains C-NET."""
     optimizer: Literal["adamw", "adam"] = "adamw"
-    """`adam` is the paper's literal one."""
+    """C-NET's optimiser. The paper says `adam`."""
     lr: float = Field(1e-3, gt=0)
     """C-NET's learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
     """C-NET's weight decay."""
     every: int = Field(20, ge=1)
-    """C-NET is updated every so many steps (or epochs)."""
+    """Interval between two updates of C-NET, in steps or epochs."""
     unit: Literal["step", "epoch"] = "step"
-    """Unit of `every`. `epoch`: at every step of each such epoch."""
+    """Unit of `every`. `epoch`: C-NET is updated at each step of every such epoch."""
     shared: bool = True
-    """One C-NET for all students; `false`: one for each."""
+    """One C-NET for all students; `false`: one for each student."""
 
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str) -> str:
-        return arch if arch in (SCALAR, LOSSES) else ARCHITECTURES.check(arch)
+        return arch if arch in COORDINATORS else ARCHITECTURES.check(arch)
 
     @model_validator(mode="after")
     def _total_needs_normalise(self) -> CoordinatorSection:
         if self.total is not None and self.normalise == "none":
-            raise ValueError('total is used only with normalise = "mean" or "image"')
+            raise ValueError('total applies only with normalise = "mean" or "image"; set one of them')
         return self
 
 
 class CheckpointSection(Section):
-    """When to save, apart from the end of each epoch."""
+    """When to save a checkpoint, in addition to the end of each epoch."""
 
     every: str | None = None
-    """Also save after so many steps or so much time: `20steps`, `2min`."""
+    """Also save at this interval: `20steps`, `2min`."""
 
     @field_validator("every")
     @classmethod
@@ -185,36 +188,36 @@ class CheckpointSection(Section):
 
 
 class Recipe(Section):
-    """One run: running the same recipe again gives the same ladder."""
+    """All settings of one run; running the same recipe again gives the same ladder."""
 
     dataset: str = "digits"
-    """A built-in name (`digits`, `cifar10`, `cifar100`, `tinyimagenet`) or an image folder."""
+    """A built-in data set (`digits`, `cifar10`, `cifar100`, `tinyimagenet`) or an image folder."""
     data_root: str | None = None
-    """Where a built-in data set's files are. Unset: they are downloaded into the cache."""
+    """Folder with a built-in data set's files. Unset: they are downloaded into the cache."""
     image_size: int | None = Field(None, ge=8, le=1024)
-    """Side of the images in pixels. Unset: the data set's own."""
+    """Side length of the images in pixels. Unset: the data set's own."""
     batch_size: int = Field(400, ge=2)
-    """Images in a step, over all processes."""
+    """Images per step, summed over all processes."""
     epochs: int = Field(500, ge=1, le=MAX_EPOCHS)
-    """Epochs of the distillation alone."""
+    """Epochs of distillation, after teacher training and warm start."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of weights, batch order and augmentation."""
+    """Seed for weights, batch order and augmentation."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the split into train, val and test, and of label noise."""
+    """Seed for the split into train, val and test, and for label noise."""
     method: str = "mc-distil"
     """One of [the methods](methods.md)."""
     train_on_val: bool = False
-    """The method's own stages also train on val (constant weights only)."""
+    """Distil on train and val together (only methods with constant loss weights)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 only where the processor has it natively."""
+    """`auto`: bf16 if the processor supports it natively, else fp32."""
     deterministic: bool = True
-    """The same bits every time; `false` lets cuDNN choose its kernels by timing them."""
+    """Bit-reproducible results; `false` lets cuDNN benchmark its kernels, which can be faster."""
     sync_bn: bool = False
-    """Under torchrun: BatchNorm over the whole batch instead of each process's shard."""
+    """With torchrun: BatchNorm statistics over the whole batch instead of each process's shard."""
     label_noise: float = Field(0.0, ge=0, lt=1)
-    """Share of the training labels replaced by another class; val and test stay clean."""
+    """Share of the training labels replaced by another class; val and test keep their labels."""
     students: dict[str, str] = Field(default_factory=lambda: dict(PAPER_STUDENTS), min_length=1)
-    """A list such as `["resnet10-s", "small=resnet10-xxs"]`, or a table name → architecture."""
+    """A list such as `["resnet10-s", "small=resnet10-xxs"]`, or a table that maps names to architectures."""
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
     warm_start: WarmStartSection = WarmStartSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -239,52 +242,59 @@ class Recipe(Section):
     def _known_students(cls, students: dict[str, str]) -> dict[str, str]:
         for name, arch in students.items():
             if not STUDENT_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no student name ([a-z0-9_-]+); write NAME={arch}")
+                raise ValueError(f"{name!r} is not a valid student name ([a-z0-9_-]+); write NAME={arch}")
             if name == "teacher":
-                raise ValueError("'teacher' is the teacher's own name; give the student another")
+                raise ValueError("the name 'teacher' is reserved for the teacher; rename the student")
             ARCHITECTURES.check(arch)
         return students
 
     @model_validator(mode="after")
     def _not_sharing_needs_two(self) -> Recipe:
         if not self.coordinator.shared and len(self.students) == 1:
-            raise UserError("recipe key coordinator.shared: one student shares its C-NET with nobody; leave it true")
+            raise UserError("recipe key coordinator.shared: false needs two students or more; leave it true")
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_train_them(self) -> Recipe:
+        spec = METHODS[self.method]
+        if spec.needs_two and len(self.students) == 1:
+            raise UserError(f"{self.method} needs two students or more: {spec.needs_two}; use --method {spec.alone}")
         return self
 
     @model_validator(mode="after")
     def _options_are_the_methods(self) -> Recipe:
-        for key, methods in OPTIONS.items():
-            given = getattr(self.distill, key) != DistillSection.model_fields[key].default
-            if given and self.method not in methods:
-                raise UserError(
-                    f"recipe key distill.{key} is an option of {' and '.join(methods)}; {self.method} does not take it"
-                )
+        default = DistillSection().model_dump()
+        for key, value in self.distill.model_dump().items():
+            if value != default[key] and key not in (*ACCEPTED_BY_ALL, *METHODS[self.method].settings):
+                owners = " and ".join(takers(key))
+                raise UserError(f"recipe key distill.{key} is an option of {owners}, not of {self.method}; remove it")
         return self
 
     @property
     def augment_seed(self) -> int:
+        """The seed of the augmentation: `augment.seed`, or the run's seed if that is unset."""
         return self.seed if self.augment.seed is None else self.augment.seed
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
     def content(self) -> dict[str, Any]:
-        """What decides the result, as plain JSON: without paths and checkpoint intervals."""
+        """The keys that decide the result, as plain JSON: all but paths and checkpoint intervals."""
         return self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
 
     def sha256(self) -> str:
-        """Hash of what decides the result."""
+        """Hash of the keys that decide the result, as 64 hex digits."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
 
 
 def name_students(items: Iterable[Any]) -> dict[str, str]:
-    """`["resnet10-s", "big=resnet10-m"]` → name → architecture; a name used twice is an error."""
+    """`["resnet10-s", "big=resnet10-m"]` → {name: architecture}. Raises UserError, also for a duplicate name."""
     students: dict[str, str] = {}
     for item in items:
         name, equals, arch = (part.strip() for part in item.partition("=")) if isinstance(item, str) else ("",) * 3
         if not name or (equals and not arch):
             raise UserError(f"a student is written ARCH or NAME=ARCH, as in resnet10-s,big=resnet10-m; got {item!r}")
         if name in students:
-            raise UserError(f"student {name!r} stands twice; give each a name of its own: NAME={arch or name}")
+            raise UserError(f"duplicate student name {name!r}; give one of them a new name: NAME={arch or name}")
         students[name] = arch or name
     return students

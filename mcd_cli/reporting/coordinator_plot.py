@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT
 from mcd_cli.ladder.metrics import EpochRecord, ImagesRecord, StudentRecord
-from mcd_cli.reporting.style import as_files
+from mcd_cli.reporting.style import as_files, loss_style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,6 @@ COLUMNS = (
     "by class, sorted by β",
     "highest (above) and lowest teacher weight β; ! mislabelled",
 )
-LETTERS = {"alpha": "α (label)", "beta": "β (teacher)", "gamma": "γ (pooled students)"}
-COLOURS = {"alpha": "#777777", "beta": "#1b6ca8", "gamma": "#c0504d"}
 
 
 def draw_story(metrics: Iterable[EpochRecord], folder: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
@@ -93,13 +91,14 @@ def _course(axes: Axes, course: list[tuple[int, StudentRecord]]) -> None:
 
     epochs = [epoch for epoch, _ in course]
     for symbol in course[-1][1].weights:
+        style = loss_style(symbol)
         mean = [student.weights[symbol] for _, student in course]
         spread = [(student.spread or {})[symbol] for _, student in course]
-        axes.plot(epochs, mean, color=COLOURS[symbol], label=LETTERS[symbol], marker="." if len(epochs) < 30 else "")
+        axes.plot(epochs, mean, color=style.colour, label=style.label, marker="." if len(epochs) < 30 else "")
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(epochs, low, high, color=COLOURS[symbol], alpha=0.2, linewidth=0)
+        axes.fill_between(epochs, low, high, color=style.colour, alpha=0.2, linewidth=0)
         saturated = [(student.saturated or {})[symbol] for _, student in course]
-        axes.plot(epochs, saturated, color=COLOURS[symbol], linestyle=":", linewidth=1)
+        axes.plot(epochs, saturated, color=style.colour, linestyle=":", linewidth=1)
     axes.plot(epochs, [student.total_weight for _, student in course], "k--", linewidth=1, label="total weight")
     axes.plot([], [], "k:", linewidth=1, label="saturated share")
     axes.set_ylim(0, 1.1 * max(student.total_weight for _, student in course))
@@ -115,7 +114,7 @@ def _classes(axes: Axes, images: ImagesRecord) -> None:
     order = sorted(beta, key=lambda name: beta[name])
     for symbol, of_class in images.by_class.items():
         values = [of_class[name] for name in order]
-        axes.plot(range(len(order)), values, ".", color=COLOURS[symbol], markersize=4)
+        axes.plot(range(len(order)), values, ".", color=loss_style(symbol).colour, markersize=4)
     shown = list(range(len(order)))
     if len(order) > 12:
         shown = [*range(3), *range(len(order) - 3, len(order))]

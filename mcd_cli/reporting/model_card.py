@@ -10,7 +10,7 @@ from mcd_cli.ladder.metrics import EpochRecord, degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
 from mcd_cli.quantities import show_count, show_ms, show_percent, show_size
 from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
-from mcd_cli.reporting.plots import SYMBOLS
+from mcd_cli.reporting.style import LOSSES, loss_style
 from mcd_cli.reporting.table import Grid
 
 
@@ -115,9 +115,10 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
     if not learned:
         rows = []
         for name, s in [item for record in last_of_stage(own) for item in record.students.items()]:
-            rows.append((name, *(f"{s.weights[x]:.2f}" if x in s.weights else "–" for x in SYMBOLS)))
+            rows.append((name, *(f"{s.weights[x]:.2f}" if x in s.weights else "–" for x in LOSSES)))
         intro = f"{ladder.method} has no coordinator: every image has the same weights."
-        return Section(title, (intro, Grid(("student", *SYMBOLS.values()), tuple(rows))) if rows else (intro,))
+        head = ("student", *(loss.label for loss in LOSSES.values()))
+        return Section(title, (intro, Grid(head, tuple(rows))) if rows else (intro,))
     updates = max(record.coordinator_updates for record in learned)
     intro = (
         f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
@@ -127,12 +128,13 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
     rows = []
     for student in ladder.students:
         epochs = [record.students[student.name] for record in learned if student.name in record.students]
-        for symbol in SYMBOLS if epochs else ():
-            first, last = epochs[0], epochs[-1]
-            if last.spread and last.saturated and symbol in last.spread:
-                figures = (first.weights[symbol], last.weights[symbol], last.spread[symbol])
-                saturated = show_percent(last.saturated[symbol])
-                rows.append((student.name, SYMBOLS[symbol], *(f"{value:.3f}" for value in figures), saturated))
+        if not epochs:
+            continue
+        first, last = epochs[0], epochs[-1]
+        for symbol, spread in (last.spread or {}).items():
+            figures = (first.weights[symbol], last.weights[symbol], spread)
+            saturated = show_percent((last.saturated or {})[symbol])
+            rows.append((student.name, loss_style(symbol).label, *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
     warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
     verdict = warnings or (

@@ -12,14 +12,13 @@ from mcd_cli.ladder.folder import LADDER_PLOT, TRAINING_PLOT
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import TEACHER, WARM_START, EpochRecord, read_metrics
 from mcd_cli.quantities import show_count, show_size
-from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files
+from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files, loss_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LARGEST_AREA = 700.0  # of a student's disc, in square points
-SYMBOLS = {"alpha": "α (labels)", "beta": "β (teacher)", "gamma": "γ (students)"}
 
 
 def draw(ladder: Ladder, folder: Path) -> list[Path]:
@@ -148,7 +147,7 @@ def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    learned = [s for s in SYMBOLS if any(s in (e.spread or ()) for r in records for e in r.students.values())]
+    learned = list(dict.fromkeys(s for r in records for e in r.students.values() for s in e.spread or ()))
     figure = Figure(figsize=(7, 3.2 + 1.5 * len(learned)), layout="constrained")
     grid = figure.add_gridspec(1 + len(learned), 1, height_ratios=[2.2, *[1] * len(learned)])
     axes = [figure.add_subplot(grid[0])]
@@ -172,7 +171,7 @@ def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
     if ladder.teacher is not None:
         axes[0].axhline(100 * ladder.teacher.accuracy.val, color=RED, linestyle="--", linewidth=1, label="teacher")
     for panel, symbol in zip(axes[1:], learned, strict=True):
-        panel.set_ylabel(SYMBOLS[symbol])
+        panel.set_ylabel(loss_style(symbol).label)
         panel.margins(y=0.12)
     for panel in axes:
         panel.grid(alpha=0.2)

@@ -1,0 +1,107 @@
+"""`mcd predict`: files, folders and patterns in, labels out; load() and onnxruntime agree."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mcd_cli import load_ladder
+from mcd_cli.cli.predict import image_files, predict
+from mcd_cli.data import load_dataset
+from mcd_cli.errors import NothingFits, UserError
+
+NAME = "resnet10-xxs"
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Ten test images as a.png … e.png and more/f.png … j.png in the working folder; returns their pixels."""
+    dataset = load_dataset("digits")
+    pixels = dataset.images[dataset.test[:10]]
+    (tmp_path / "more").mkdir()
+    for name, image in zip("abcdefghij", pixels, strict=True):
+        path = tmp_path / ("more" if name > "e" else "") / f"{name}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (tmp_path / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return pixels
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_labels_are_those_of_the_model(
+    deployed: Path, images: torch.Tensor, tmp_path: Path, exported: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = deployed
+    if not exported:
+        run = tmp_path / "run"
+        shutil.copytree(deployed, run)
+        shutil.rmtree(run / "exports")
+    predict(["a.png", "b.png", "[c-e].png", "more"], run, student=NAME, top=3, json_output=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["run"], document["student"]) == (str(run), NAME)
+    assert [Path(entry["path"]).stem for entry in document["images"]] == list("abcdefghij")
+    odds = load_ladder(run).load(NAME)(images / 255.0).softmax(dim=1)
+    for entry, expected in zip(document["images"], odds, strict=True):
+        values, classes = expected.topk(3)
+        assert [guess["label"] for guess in entry["top"]] == [str(int(c)) for c in classes]
+        assert [guess["probability"] for guess in entry["top"]] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_a_line_per_image(deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    predict(["."], deployed, limits={"max_macs": "1G"})
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines()]
+    assert [row[0] for row in rows] == [f"./{'more/' * (name > 'e')}{name}.png" for name in "abcdefghij"]
+    assert all(row[1] in "0123456789" and row[2].endswith("%") for row in rows)
+    assert "on V" in said.err
+
+
+def test_other_sizes_are_squared(deployed: Path, images: torch.Tensor) -> None:
+    """A colour picture of another shape goes through as the training's pictures would."""
+    Image.new("L", (50, 20), 255).save("wide.png")
+    session = load_ladder(deployed).session(NAME)
+    assert session.read("wide.png").shape == (3, 16, 16)
+    assert (session.read("wide.png") == 1).all()
+    ((guess,),) = session.predict("wide.png")
+    assert guess.label in session.classes
+
+
+def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("torn.png").write_bytes(Path("a.png").read_bytes()[:60])
+    Path("empty").mkdir()
+    for image, why in {
+        "notes.txt": "cannot read image 'notes.txt': not in an image format",
+        "torn.png": "cannot read image 'torn.png'",
+        "none.png": "cannot read image 'none.png': No such file",
+        "none*.png": "no file matches 'none\\*.png'",
+        "empty": "holds no images",
+    }.items():
+        with pytest.raises(UserError, match=why):
+            predict(["a.png", image], deployed, student=NAME)
+    with pytest.raises(UserError, match="name a --student or a budget, not both"):
+        predict(["a.png"], deployed, student=NAME, limits={"max_macs": "1G"})
+    with pytest.raises(UserError, match="did you mean resnet10-xxs"):
+        predict(["a.png"], deployed, student="resnet10-xx")
+    with pytest.raises(UserError, match="is no form of a student"):
+        predict(["a.png"], deployed, student=f"{NAME}.int4")
+    with pytest.raises(NothingFits):
+        predict(["a.png"], deployed, limits={"max_macs": 1})
+    assert capsys.readouterr().out == ""
+    assert list(image_files("more/f.png")) == ["more/f.png"]
+
+
+def test_files_that_were_changed(deployed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(deployed, run)
+    path = run / f"exports/{NAME}.onnx"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError, match="sha256 differs"):
+        load_ladder(run).session(NAME)
+    path.unlink()
+    with pytest.raises(UserError, match=f"mcd export --run .*run --student {NAME}"):
+        load_ladder(run).session(NAME)

@@ -1,0 +1,167 @@
+"""The plots, the page and the model card of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mcd_cli.cli.profile import profile
+from mcd_cli.cli.report import report
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.manifest import Ladder, load_ladder
+from mcd_cli.ladder.metrics import read_metrics
+from mcd_cli.reporting.plots import draw, ladder_figure, training_figure
+from support.runs import tiny_recipe, train
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
+    """Two students with warm start and C-NET."""
+    return train(tiny_recipe(), tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_pictures(ladder: Ladder, tmp_path: Path) -> None:
+    paths = draw(ladder, tmp_path)
+    assert [path.name for path in paths] == ["ladder.png", "ladder.svg", "training.png", "training.svg"]
+    for path in paths:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width > 1000
+                assert len(image.convert("RGB").getcolors(10**6) or []) > 50  # it is not blank
+        else:
+            assert ET.parse(path).getroot().tag.endswith("svg")
+    first = {path: path.read_bytes() for path in paths if path.suffix == ".svg"}
+    draw(ladder, tmp_path)
+    assert {path: path.read_bytes() for path in first} == first  # the same run, the same drawing
+
+
+def test_what_the_ladder_shows(ladder: Ladder) -> None:
+    """Every student by name, with the arrow from its start; discs' areas are in the ratio of the bytes."""
+    (axes,) = ladder_figure(ladder).axes
+    shown = " ".join(text.get_text() for text in axes.texts)
+    assert all(student.name in shown for student in ladder.students)
+    assert axes.get_xscale() == "log"
+    discs = axes.collections[0]
+    small, large = sorted(discs.get_sizes())
+    sizes = sorted(student.bytes for student in ladder.students)
+    assert small / large == pytest.approx(sizes[0] / sizes[1])
+    arrows = [note for note in axes.texts if getattr(note, "arrow_patch", None) is not None]
+    assert len(arrows) == 2
+    bare = replace(
+        ladder,
+        teacher=None,
+        students=tuple(replace(s, accuracy=replace(s.accuracy, ce=None)) for s in ladder.students[:1]),
+    )
+    assert ladder_figure(bare).axes  # without a teacher, without a start, one student alone
+
+
+def test_what_the_training_shows(ladder: Ladder) -> None:
+    assert ladder.folder is not None
+    records = [record for record in read_metrics(ladder.folder) if record.stage != "teacher"]
+    assert [record.stage for record in records] == ["warm-start", "distill", "distill"]
+    accuracy, *weights = training_figure(ladder, records).axes
+    lines = {line.get_label(): line for line in accuracy.lines}
+    name = ladder.students[0].name
+    assert list(lines[name].get_xdata()) == [1, 2, 3]
+    assert lines[name].get_ydata()[-1] == pytest.approx(100 * records[-1].students[name].val_accuracy)
+    assert [panel.get_ylabel()[0] for panel in weights] == ["α", "β", "γ"]
+    assert len(weights[0].collections) == 2  # a band each
+
+
+def test_plot_into_the_run(ladder: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ladder.folder is not None
+    profile(run=ladder.folder, plot=True, json_output=True)
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["rows"]) == 2
+    assert f"{ladder.folder}/training.svg" in said.err
+    with pytest.raises(UserError, match="--plot draws a run's pictures"):
+        profile(["resnet10-s"], plot=True)
+
+
+class Page(HTMLParser):
+    """Whatever a browser would fetch, and the text."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.said: list[str] = []
+        self.tags: list[str] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+
+def test_the_page_stands_alone(ladder: Ladder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(ladder.folder, out=str(tmp_path / "new"))
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["report.html", "MODEL_CARD.md"]
+    page = Page(paths[0].read_text(encoding="utf-8"))
+    text = " ".join(page.said)
+    assert len(page.sources) == 2
+    for source in page.sources:
+        kind, _, content = source.partition(";base64,")
+        assert kind == "data:image/svg+xml"
+        assert ET.fromstring(b64decode(content)).tag.endswith("svg")
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "url(" not in text
+    for student in ladder.students:
+        assert student.name in text
+    assert f"{100 * ladder.students[0].accuracy.val:.1f} %" in text
+    assert 'method = "mc-distil"' in text  # the recipe
+    assert "C-NET, updated" in text
+    assert "Nothing is exported yet" in text
+    assert "Not measured yet" in text
+
+
+def test_the_card(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that is exported: its gates and latencies; of a method without C-NET."""
+    run = tmp_path / "run"
+    shutil.copytree(deployed, run)
+    report(run, json_output=True)
+    document = json.loads(capsys.readouterr().out)
+    card = Path(document["card"]).read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == [
+        "What this is", "Students", "Use", "Training", "Exports", "Latencies", "Limits"
+    ]  # fmt: skip
+    student = load_ladder(run).students[0]
+    assert student.exported["int8"].sha256[:12] in card
+    assert "0 changed" in card
+    assert re.search(r"(slower|faster): [\d.]+[um]s for", card)
+    widths = {line.count("|") for line in card.splitlines() if line.startswith("| resnet10-xxs |")}
+    assert widths <= {7, 10}
+    assert "ce has no coordinator" in Path(document["page"]).read_text(encoding="utf-8")
+
+
+def test_hostile_names_are_text(ladder: Ladder, tmp_path: Path) -> None:
+    """A class or a data set may be called anything."""
+    assert ladder.folder is not None
+    run = tmp_path / "run"
+    shutil.copytree(ladder.folder, run)
+    classes = ("<script>alert(1)</script>", *ladder.dataset.classes[1:])
+    replace(ladder, dataset=replace(ladder.dataset, name="<b>&", classes=classes)).save(run)
+    report(run)
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert not {"script", "b"} & set(page.tags)
+    assert "<script>alert(1)</script>" in " ".join(page.said)
+
+
+def test_where_it_cannot_write(ladder: Ladder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="name another --out"):
+        report(ladder.folder, out=str(tmp_path / "file/below"))
+    with pytest.raises(UserError, match="no run folder"):
+        report(tmp_path / "none")

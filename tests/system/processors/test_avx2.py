@@ -1,0 +1,9 @@
+"""Every step on a processor with AVX2. A file of its own, so that a worker of its own can run it."""
+
+from __future__ import annotations
+
+from support.processors import steps_under
+
+
+def test_every_step() -> None:
+    steps_under("AVX2", "avx2")

@@ -1,9 +1,10 @@
-"""What saving costs: the state of the paper's ladder with its ResNet-32 C-NET, against the steps between two saves.
+"""How long a checkpoint takes: saving the paper's ladder with its ResNet-32 C-NET, compared with a training step.
 
     python benchmarks/checkpoint.py [--repeats 7] [--threads 2] [--folder .] [--out benchmarks/results/NAME.json]
 
-Five students, teacher resnet10-l, batch 400, 3x32x32, mc-distil; a save is everything from the live tensors to a
-synced, renamed file in the folder. An epoch of CIFAR-100 is 112 steps, and a run saves at least once per epoch.
+Five students, teacher resnet10-l, batch 400, 3x32x32, mc-distil. A save includes everything from the tensors on the
+device to a synced and renamed file in the folder. An epoch of CIFAR-100 has 112 steps, and a run saves at least once
+per epoch.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    hardware = prepare("cpu", "fp32", asked.threads, True)
-    trainer = trainer_of("mc-distil", asked.threads, "resnet32")
+    args = parser.parse_args()
+    hardware = prepare("cpu", "fp32", args.threads, True)
+    trainer = trainer_of("mc-distil", args.threads, "resnet32")
     batches = batches_of(trainer)
     trainer.step(next(batches))
-    for name in trainer.students.names:  # a state holds each student's best so far, too
+    for name in trainer.students.names:  # a checkpoint also contains each student's best weights so far
         trainer.best_weights[name] = trainer.current(name)
     rows = []
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         checkpoints = Checkpoints(Path(folder, "checkpoint"))
-        for _ in range(asked.repeats):
+        for _ in range(args.repeats):
             step = seconds(lambda: trainer.step(next(batches)))
             save = seconds(lambda: checkpoints.save(trainer.state_dict()))
             rows.append((step, save))
@@ -53,8 +54,8 @@ def main() -> None:
         "share_every_20_steps": spread([save / (20 * step) for step, save in rows]),
     }
     print(text := json.dumps(result, indent=2))
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

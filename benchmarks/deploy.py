@@ -1,9 +1,9 @@
-"""What can be deployed of finished runs: gates, int8 verdicts and latencies, through the command line itself.
+"""Exports and times the students of finished runs: float32 and int8 checks, and latencies, with the command line.
 
     python benchmarks/deploy.py RUN... [--threads 1] [--batch 1,8] [--out benchmarks/results/NAME.json]
 
-Each run is copied, its students are exported as float32 and int8 (gate and verdict on V), and every file is timed in
-onnxruntime: 20 warm-up and 200 timed calls, in blocks by turns. Run it alone on the machine.
+Each run is copied, its students are exported as float32 and int8 (and checked on val), and every file is timed in
+onnxruntime: 20 warm-up and 200 timed calls, in alternating blocks. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from mcd_cli.machine import processor
 
 
 def mcd(*args: str) -> Any:
-    """The JSON document of a command; 4 (a gate refused something) is a result like another."""
-    done = subprocess.run([sys.executable, "-m", "mcd_cli", *args, "--json"], stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 4):
-        raise SystemExit(f"mcd {' '.join(args)}: exit {done.returncode}")
-    return json.loads(done.stdout)
+    """The JSON output of a command; exit code 4 (a check failed) is a valid result too."""
+    process = subprocess.run([sys.executable, "-m", "mcd_cli", *args, "--json"], stdout=subprocess.PIPE, text=True)
+    if process.returncode not in (0, 4):
+        raise SystemExit(f"mcd {' '.join(args)}: exit code {process.returncode}")
+    return json.loads(process.stdout)
 
 
 def of_run(run: Path, threads: int, batch: str) -> dict[str, Any]:
+    """The exported files, failed checks and latencies of one run."""
     manifest = json.loads((run / "ladder.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as place:
         copy = str(Path(shutil.copytree(run, Path(place, run.name), ignore=shutil.ignore_patterns("exports"))))
@@ -57,18 +58,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     packages = ("torch", "onnx", "onnxruntime", "onnxscript")
     result = {
-        "hardware": {"name": processor(), "cores": os.cpu_count(), "threads": asked.threads},
+        "hardware": {"name": processor(), "cores": os.cpu_count(), "threads": args.threads},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "measured_on": hardware_key(asked.threads),
-        "runs": [of_run(run, asked.threads, asked.batch) for run in asked.runs],
+        "measured_on": hardware_key(args.threads),
+        "runs": [of_run(run, args.threads, args.batch) for run in args.runs],
     }
     text = json.dumps(result, indent=2)
     print(text)
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

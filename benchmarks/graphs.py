@@ -1,11 +1,11 @@
-"""On a GPU: whole epochs of the ladder with CUDA graphs and without, pair by pair, and what 500 of them would take.
+"""Times whole epochs of the ladder on a GPU with and without CUDA graphs, pair by pair, and projects 500 epochs.
 
     python benchmarks/graphs.py [--recipe NAME] [--method M] [--precision P] [--coordinator ARCH] [--repeats 5]
                                 [--images 50000] [--fast] [--out benchmarks/results/NAME.json]
 
-Images: random ones in 100 classes, a tenth of them V (50000 is the size of CIFAR-100's training set), or with
-`--images 0` the built-in digits at the recipe's size; batch 400 unless set. An epoch is batches, augmentation, steps,
-meta steps and evaluation on V. On a CPU there are no graphs, and nothing to compare.
+Images: random images in 100 classes, a tenth of them val (50000 is the size of CIFAR-100's training set), or, with
+`--images 0`, the built-in digits at the recipe's size; the default batch is 400. An epoch includes batches,
+augmentation, steps, meta steps and evaluation on val. On a CPU there are no graphs and nothing to compare.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
 
 
-def trainer_of(asked: argparse.Namespace, *, eager: bool = False) -> Trainer:
-    """The engine's own trainer of the recipe's method, on digits in the recipe's shape or on random images."""
-    recipe = recipe_of(asked, asked.method, deterministic=not asked.fast)
+def trainer_of(args: argparse.Namespace, *, eager: bool = False) -> Trainer:
+    """The engine's trainer for the recipe's method, on digits in the recipe's shape or on random images."""
+    recipe = recipe_of(args, args.method, deterministic=not args.fast)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, recipe) as opened:
-        how = RunOptions(device=asked.device, threads=asked.threads, eager=eager)
-        run = Run(recipe, opened, how, lambda event: print(event, file=sys.stderr))
-        if asked.images:
-            run.dataset = random_images(run.dataset, asked.images)
+        run_options = RunOptions(device=args.device, threads=args.threads, eager=eager)
+        run = Run(recipe, opened, run_options, lambda event: print(event, file=sys.stderr))
+        if args.images:
+            run.dataset = random_images(run.dataset, args.images)
             run.loader = Loader(
                 run.dataset,
                 batch_size=recipe.batch_size,
@@ -67,7 +67,7 @@ def random_images(like: Dataset, num_images: int) -> Dataset:
 
 
 def warm_up(trainer: Trainer, batch: Batch) -> None:
-    """Until both kinds of steps, and the evaluation, are replayed."""
+    """Run steps and evaluations until all of them are replayed as graphs."""
     for number in (0, 1) * max(1, trainer.graphs.num_first):
         trainer.step_index = number
         trainer.step(batch)
@@ -76,21 +76,21 @@ def warm_up(trainer: Trainer, batch: Batch) -> None:
 
 
 def epoch(trainer: Trainer) -> None:
-    """One as the run has it, its checkpoint apart."""
+    """One epoch as in a run, without its checkpoint."""
     trainer.step_index = trainer.epochs_done = 0
-    for _ in trainer._steps():
+    for _ in trainer.steps():
         pass
     trainer.end_epoch()
 
 
-def graphs_against_eager(asked: argparse.Namespace, graphed: Trainer) -> dict[str, Any]:
-    """Whole epochs, in turn."""
-    eager = trainer_of(asked, eager=True)
+def graphs_against_eager(args: argparse.Namespace, graphed: Trainer) -> dict[str, Any]:
+    """Times for whole epochs, with and without graphs in alternation."""
+    eager = trainer_of(args, eager=True)
     warm_up(eager, next(batches_of(eager)))
     rows = []
-    for repeat in range(asked.repeats + 1):
+    for repeat in range(args.repeats + 1):
         row = {name: timed(trainer, lambda t=trainer: epoch(t)) for name, trainer in (("g", graphed), ("e", eager))}  # type: ignore[misc]
-        if repeat:  # the first pays for what the warm-up has left
+        if repeat:  # the first completes the warm-up
             rows.append(row)
     num_steps = graphed.loader.num_steps
     return {
@@ -105,7 +105,7 @@ def graphs_against_eager(asked: argparse.Namespace, graphed: Trainer) -> dict[st
 
 
 def graphed_parts(trainer: Trainer) -> list[str]:
-    """What is replayed by now; the others are run as written, for the reason on stderr."""
+    """The names of the parts that are replayed; the remaining parts run eagerly, for the reason given on stderr."""
     parts = (trainer.ordinary_step, trainer.meta_step, trainer.evaluated)
     return [part.name for part in parts if isinstance(part, GraphedCallable) and part.replay is not None]
 
@@ -114,22 +114,22 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--fast", action="store_true")
-    asked = parser.parse_args()
-    trainer = trainer_of(asked)
+    args = parser.parse_args()
+    trainer = trainer_of(args)
     if trainer.graphs.backend is None:
-        sys.exit("no GPU that runs ahead of its host: there are no graphs to measure")
+        sys.exit("there are no CUDA graphs to measure here; run this benchmark on a GPU")
     warm_up(trainer, next(batches_of(trainer)))
     result: dict[str, Any] = {
         "hardware": machine(trainer),
-        "recipe": asked.recipe,
-        "method": asked.method,
-        "coordinator": asked.coordinator if trainer.coordinator is not None else None,
+        "recipe": args.recipe,
+        "method": args.method,
+        "coordinator": args.coordinator if trainer.plan.learned else None,
         "students": dict(trainer.students.archs),
-        **graphs_against_eager(asked, trainer),
+        **graphs_against_eager(args, trainer),
     }
     print(text := json.dumps(result, indent=2))
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What the joint step costs: the ladder trained together against the plain PyTorch way, pair by pair, in one run.
+"""Compares the joint training step of a ladder with plain PyTorch scripts, pair by pair in one run.
 
     python benchmarks/joint_step.py [--repeats 7] [--threads 2] [--out benchmarks/results/NAME.json]
 
 Five students (resnet10-m, -s, -xs, -xxs, -xxxs), teacher resnet10-l, batch 400, 3x32x32, method kd on both sides.
-The plain way: each student in turn, NCHW float32, per-sample torchvision transforms in a DataLoader (as many
-workers as threads), the teacher run again for each student. Images: the built-in digits at 32x32. A repeat is three
-steps of ours, then three of the plain way's rounds over the students (whose workers have read some batches ahead by
-then, untimed: in its favour); figures are medians over repeats, ratios are taken pair by pair.
+The plain scripts train one student after another in NCHW float32, with per-sample torchvision transforms in a
+DataLoader (as many workers as threads), and run the teacher again for each student. Images: the built-in digits at
+32x32. A repeat is three of our steps, then three rounds of the plain scripts over all students (in their favour, their
+workers have read some batches ahead, untimed). Figures are medians over repeats; ratios are taken pair by pair.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from peers import TAU, PlainWay
 
 from mcd_cli.data.loader import Batch
 from mcd_cli.engine.hardware import prepare
+from mcd_cli.engine.optimizers import step_sizes
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.ladder.folder import RunFolder
@@ -44,7 +45,7 @@ STUDENTS = [f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")]
 
 
 def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
-    """The engine's own trainer at its first step."""
+    """The engine's trainer, before its first step."""
     recipe = parse_recipe(
         {
             "dataset": "digits",
@@ -64,7 +65,7 @@ def trainer_of(method: str, threads: int, coordinator: str) -> Trainer:
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Of one call, on average over so many."""
+    """Seconds of one call, averaged over several."""
     start = time.perf_counter()
     for _ in range(times):
         work()
@@ -72,11 +73,12 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
 
 
 def batches_of(trainer: Trainer) -> Iterator[Batch]:
+    """An endless stream of training batches."""
     return itertools.chain.from_iterable(trainer.loader.epoch(epoch) for epoch in itertools.count())
 
 
 def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, Any]:
-    """One step of ours (augmentation, teacher, students, optimiser) against the plain way's five."""
+    """One of our steps (augmentation, teacher, students, optimiser) compared with five steps of the plain scripts."""
     ours = trainer_of("kd", threads, "resnet32")
     plain = PlainWay(ours, workers)
     batches = batches_of(ours)
@@ -88,13 +90,13 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
     images, draws = ours.loader.pixels.take(torch.arange(BATCH)), torch.rand(BATCH, 12)
     rows = []
     for repeat in range(repeats + 1):
-        time.sleep(2)  # the plain way's workers read ahead: let them be done before ours is timed
+        time.sleep(2)  # let the plain scripts' workers finish reading ahead before ours is timed
         row = {
             "ours": seconds(step, STEPS),
             "augment": seconds(lambda: ours.loader.augmentation(images, draws)),
             "plain": seconds(plain.step, STEPS),
         }
-        if repeat:  # the first pays for warm-up
+        if repeat:  # the first is the warm-up
             rows.append(row)
     return {
         "ours_ms": spread([1e3 * row["ours"] for row in rows]),
@@ -105,13 +107,14 @@ def joint_against_plain(threads: int, repeats: int, workers: int) -> dict[str, A
 
 
 def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20) -> dict[str, Any]:
-    """What a meta step adds (JVP, gradient of L_val, C-NET's backward), as a share of the students' own step."""
+    """The additional time of a meta step (JVP, gradient of L_val, C-NET's backward), relative to the students' step."""
     trainer = trainer_of("mc-distil", threads, coordinator)
     dataset = trainer.loader.dataset
-    trainer.loader.dataset = replace(dataset, val=dataset.train[:BATCH])  # digits' own V is smaller than a batch
+    trainer.loader.dataset = replace(dataset, val=dataset.train[:BATCH])  # the digits' val is smaller than a batch
     batch = next(batches_of(trainer))
     x, y = batch.images, batch.labels
     z_teacher = trainer.teachers["teacher"](x).detach()
+    (cnet,) = trainer.coordination.networks
 
     def students_step() -> None:
         losses = instance_losses(trainer.students(x), y, z_teacher[:, None, None], TAU)
@@ -120,18 +123,19 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
         trainer.optimizer.step()
 
     def forward() -> None:
-        assert trainer.coordinator is not None
         with torch.no_grad():
-            trainer.coordinator(x)
+            cnet(x)
 
     def meta_step() -> None:
         targets = torch.stack([z_teacher, z_teacher], dim=1)[:, None]
         theta = {name: p.detach().clone() for name, p in trainer.students.named_parameters()}
-        c = [meta_gradient.step_size(group, True) for group in trainer.optimizer.param_groups]
+        c = step_sizes(trainer.optimizer)
         validation = trainer.loader.validation_batch(0)
-        trainer._update_coordinator(
-            batch, validation, (x, z_teacher), theta, lambda z: instance_losses(z, y, targets, TAU), c
+        v = meta_gradient.validation_gradient(trainer.students, validation.images, validation.labels)
+        directional = meta_gradient.directional_losses(
+            trainer.students, theta, v, x, lambda z: instance_losses(z, y, targets, TAU)
         )
+        trainer.coordination.update((x, z_teacher), directional, c, batch.size)
 
     rows = []
     for repeat in range(repeats + 1):
@@ -152,7 +156,7 @@ def meta_step_cost(threads: int, repeats: int, coordinator: str, every: int = 20
 
 
 def peak_memory(threads: int) -> dict[str, Any]:
-    """Peak resident memory of an ordinary and of a meta step above what was held before it (Linux)."""
+    """Peak resident memory of an ordinary and of a meta step, above the memory in use before it (Linux)."""
     mib = {}
     for kind in ("ordinary", "meta"):
         command = [sys.executable, __file__, "--threads", str(threads), "--memory", kind]
@@ -163,11 +167,11 @@ def peak_memory(threads: int) -> dict[str, Any]:
 
 
 def memory_of_step(kind: str, threads: int) -> int:
-    """KiB: three steps of the kind in a process of its own, mc-distil with a ResNet-32 C-NET."""
+    """Peak memory in KiB of three steps of one kind, for a separate process: mc-distil with a ResNet-32 C-NET."""
     trainer = trainer_of("mc-distil", threads, "resnet32")
     batch = next(batches_of(trainer))
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for _ in range(3):
         trainer.step_index = 0 if kind == "meta" else 1
         trainer.step(batch)
@@ -180,6 +184,7 @@ def _status(key: str) -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest value, and their number."""
     return {
         "median": round(statistics.median(values), 4),
         "min": round(min(values), 4),
@@ -193,24 +198,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--parts", default="joint,meta,memory", help="which measurements, of these three")
-    parser.add_argument("--memory", choices=("ordinary", "meta"), help="only the peak memory of such a step, in KiB")
-    asked = parser.parse_args()
-    if asked.memory:
-        print(memory_of_step(asked.memory, asked.threads))
+    parser.add_argument("--parts", default="joint,meta,memory", help="measurements to run, separated by commas")
+    parser.add_argument(
+        "--memory", choices=("ordinary", "meta"), help="print only the peak memory of this kind of step, in KiB"
+    )
+    args = parser.parse_args()
+    if args.memory:
+        print(memory_of_step(args.memory, args.threads))
         return
-    hardware = prepare("cpu", "fp32", asked.threads, True)
+    hardware = prepare("cpu", "fp32", args.threads, True)
     measured: dict[str, Callable[[], Any]] = {
-        "joint": lambda: joint_against_plain(asked.threads, asked.repeats, workers=asked.threads),
-        "meta": lambda: [meta_step_cost(asked.threads, asked.repeats, arch) for arch in ("resnet32", "resnet10-s")],
-        "memory": lambda: peak_memory(asked.threads),
+        "joint": lambda: joint_against_plain(args.threads, args.repeats, workers=args.threads),
+        "meta": lambda: [meta_step_cost(args.threads, args.repeats, arch) for arch in ("resnet32", "resnet10-s")],
+        "memory": lambda: peak_memory(args.threads),
     }
     about = hardware.describe() | {"cores": os.cpu_count(), "python": platform.python_version()}
-    result = {"hardware": about} | {part: measured[part]() for part in asked.parts.split(",")}
+    result = {"hardware": about} | {part: measured[part]() for part in args.parts.split(",")}
     text = json.dumps(result, indent=2)
     print(text)
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

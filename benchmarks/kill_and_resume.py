@@ -1,11 +1,11 @@
-"""SIGKILL a run at random moments, resume it, and compare what it leaves with a run that was never stopped.
+"""Kills a run at random moments with SIGKILL, resumes it, and compares its files with those of an uninterrupted run.
 
     python benchmarks/kill_and_resume.py [--kills 50] [--seed 0] [--out benchmarks/results/NAME.json]
 
-A run of mc-distil on the built-in digits with a teacher, a warm start and a state saved after every step, on one
-thread. It is started, killed after a random time (its start-up included), resumed, killed again, …, until it ends;
-then its students, manifest, predictions and metrics are compared, byte for byte, and the next run begins, until so
-many kills were made.
+The run is mc-distil on the built-in digits with a teacher, a warm start and a checkpoint after every step, on one
+thread. It is started, killed after a random time (possibly during its start-up), resumed, killed again, and so on
+until it finishes. Then its students, manifest, predictions and metrics are compared byte by byte, and the next run
+starts, until the number of kills is reached.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ checkpoint = {every = "1steps"}
 
 
 def start(folder: Path, cache: Path) -> subprocess.Popen[bytes]:
-    """A new run, or the one in the folder going on; a process of its own."""
-    resumed = (folder / "run" / "recipe.toml").exists()
-    how = ["--resume", str(folder / "run")] if resumed else ["--recipe", str(folder / "r.toml")]
-    how += [] if resumed else ["--out", str(folder / "run")]
+    """Start a run in the folder, or resume the one that is there, in a new process."""
+    is_resumed = (folder / "run" / "recipe.toml").exists()
+    how = ["--resume", str(folder / "run")] if is_resumed else ["--recipe", str(folder / "r.toml")]
+    how += [] if is_resumed else ["--out", str(folder / "run")]
     return subprocess.Popen(
         [sys.executable, "-m", "mcd_cli", "distill", "--quiet", "--threads", "1", "--device", "cpu", *how],
         env={**os.environ, "MCD_CACHE": str(cache)},
@@ -51,17 +51,17 @@ def start(folder: Path, cache: Path) -> subprocess.Popen[bytes]:
 
 
 def whole(folder: Path, cache: Path) -> float:
-    """A run that nobody stops; its seconds."""
+    """Seconds of an uninterrupted run."""
     (folder / "r.toml").write_text(RECIPE)
-    begun = time.monotonic()
-    _, said = (process := start(folder, cache)).communicate()
+    start_time = time.monotonic()
+    _, stderr = (process := start(folder, cache)).communicate()
     if process.returncode:
-        raise SystemExit(said.decode())
-    return time.monotonic() - begun
+        raise SystemExit(stderr.decode())
+    return time.monotonic() - start_time
 
 
 def left_by(folder: Path) -> dict[str, bytes | str]:
-    """What a run leaves, but for when it was made."""
+    """The files of a finished run, without its creation time."""
     manifest = json.loads((folder / "run" / "ladder.json").read_text())
     manifest.pop("created")
     files = [*sorted((folder / "run" / "students").iterdir()), folder / "run" / "predictions.safetensors"]
@@ -74,11 +74,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    draw = random.Random(asked.seed)
+    args = parser.parse_args()
+    print(f"seed {args.seed}", flush=True)
+    draw = random.Random(args.seed)
     result: dict[str, Any] = {
-        "seed": asked.seed,
+        "seed": args.seed,
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "kills": 0,
@@ -90,9 +90,9 @@ def main() -> None:
         reference = Path(name, "reference")
         reference.mkdir()
         seconds = whole(reference, reference / "cache")
-        print(f"never stopped: {seconds:.0f} s", flush=True)
+        print(f"uninterrupted: {seconds:.0f} s", flush=True)
         expected = left_by(reference)
-        while result["kills"] < asked.kills:
+        while result["kills"] < args.kills:
             result["runs"] += 1
             folder = Path(name, f"run-{result['runs']}")
             folder.mkdir()
@@ -100,20 +100,22 @@ def main() -> None:
             while not (folder / "run" / "ladder.json").exists():
                 process = start(folder, folder / "cache")
                 try:
-                    _, said = process.communicate(timeout=draw.uniform(0.2, 0.7) * seconds)
+                    _, stderr = process.communicate(timeout=draw.uniform(0.2, 0.7) * seconds)
                     if process.returncode:
-                        raise SystemExit(f"run {result['runs']} failed: {said.decode()}")
+                        raise SystemExit(f"run {result['runs']} failed: {stderr.decode()}")
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.communicate()
                     result["kills"] += 1
                     result["before_any_state"] += not (folder / "run" / "checkpoint").exists()
-            same = left_by(folder) == expected
-            result["runs_identical"] += same
-            print(f"run {result['runs']}: {'identical' if same else 'DIFFERENT'}, {result['kills']} kills", flush=True)
+            is_same = left_by(folder) == expected
+            result["runs_identical"] += is_same
+            print(
+                f"run {result['runs']}: {'identical' if is_same else 'DIFFERENT'}, {result['kills']} kills", flush=True
+            )
     print(json.dumps(result, indent=2))
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     sys.exit(result["runs"] != result["runs_identical"])
 
 

@@ -1,6 +1,6 @@
-"""The ways that ours is held against: plain PyTorch scripts, torchdistill, and double backward for the meta step.
+"""The peers that ours is compared with: plain PyTorch scripts, torchdistill, and double backward for the meta step.
 
-All take the models, data, batch size and optimiser of a trainer of ours, and make one step a call.
+Each takes the models, data, batch size and optimiser from one of our trainers and makes one step per call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from mcd_cli.data.loader import Batch
-from mcd_cli.engine.trainer import Trainer, costs
+from mcd_cli.engine.coordination import costs
+from mcd_cli.engine.trainer import Trainer
 from mcd_cli.models import build
 from mcd_cli.models.students import forward_in_chunks
 from mcd_cli.ops.losses import cross_entropy, instance_losses
@@ -56,19 +57,20 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def raw_teacher(trainer: Trainer) -> nn.Module:
-    """The teacher's network, row-major, for images that are normalised already."""
+    """The teacher's network in row-major layout, for images that are already normalised."""
     network = copy.deepcopy(trainer.teachers["teacher"].network)
     assert isinstance(network, nn.Module)
     return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
 
 
 def fresh_students(trainer: Trainer) -> list[nn.Module]:
+    """Newly initialised networks with the students' architectures."""
     num_classes = trainer.loader.dataset.num_classes
     return [build(arch, num_classes).to(trainer.hardware.device).train() for arch in trainer.students.archs.values()]
 
 
 class PlainWay:
-    """Separate trainings of every student, as the usual scripts write them: the teacher runs for each of them."""
+    """Trains every student separately, as the usual scripts do, and runs the teacher for each of them."""
 
     def __init__(self, trainer: Trainer, workers: int) -> None:
         self.device = trainer.hardware.device
@@ -101,7 +103,7 @@ class PlainWay:
 
 
 class TorchDistill:
-    """torchdistill's own box, loss and loop (Matsubara 2021) for the trainer's one student."""
+    """torchdistill's distillation box, loss and loop (Matsubara 2021) for a trainer with one student."""
 
     available = importlib.util.find_spec("torchdistill") is not None
 
@@ -137,31 +139,31 @@ class TorchDistill:
         self.batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(self.box.train_data_loader))
 
     def step(self) -> None:
-        x, y, more = next(self.batches)
+        x, y, extra = next(self.batches)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-        self.box.post_forward_process(loss=self.box.forward_process(x, y, more))
+        self.box.post_forward_process(loss=self.box.forward_process(x, y, extra))
 
 
 def double_backward(trainer: Trainer, batch: Batch) -> None:
-    """The usual way to C-NET's gradient, with the real step it needs: a graph through the students' gradient."""
-    assert trainer.coordinator is not None
-    students, kept = trainer.students, trainer.students.overrides
-    students.overrides = trainer.coordinator.overrides = nullcontext()  # torch's own BatchNorm can be derived twice
+    """C-NET's gradient by the usual double backward, through a graph of the students' gradient, including the step."""
+    (cnet,) = trainer.coordination.networks
+    students, overrides = trainer.students, trainer.students.overrides
+    students.overrides = cnet.overrides = nullcontext()  # torch's BatchNorm supports second derivatives
     with torch.no_grad():
         z_teacher = forward_in_chunks(trainer.teachers["teacher"], batch.images)[:, None, None]
     theta = {n: p.detach().clone().requires_grad_() for n, p in students.named_parameters()}
     z = _pure(students, theta, batch.images)
     targets = torch.cat([z_teacher] * (len(trainer.loss_names) - 1), dim=2)
     losses = instance_losses(z, batch.labels, targets, TAU)
-    seen = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
-    w = trainer.coordinator.weigh(trainer.coordinator(batch.images, seen))
+    loss_inputs = costs(losses, {"teacher": z_teacher[:, 0, 0]}, batch.labels)
+    w = cnet.weigh(cnet(batch.images, loss_inputs))
     loss = (w * losses).sum() / batch.size
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     after = {n: p - 0.05 * g for (n, p), g in zip(theta.items(), gradients, strict=True)}
     val = trainer.loader.validation_batch(0)
     l_val = cross_entropy(_pure(students, after, val.images), val.labels).mean(dim=0).sum()
-    torch.autograd.grad(l_val, list(trainer.coordinator.parameters()))
-    students.overrides = trainer.coordinator.overrides = kept
+    torch.autograd.grad(l_val, list(cnet.parameters()))
+    students.overrides = cnet.overrides = overrides
 
 
 def _pure(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""What a step costs as the ladder grows: students, batch, image size, teacher, C-NET, processes; and the formula.
+"""Measures how a step's time grows with students, batch, image size, teacher, C-NET and processes, and fits a formula.
 
     python benchmarks/scaling.py [--threads 2] [--repeats 3] [--out benchmarks/results/scaling.json]
     python benchmarks/scaling.py --doc benchmarks/results/scaling.json [--card FLOOR.json] > docs/scaling.md
 
-Each point is the engine's own training step on the built-in digits at that size, after two to warm up (every second
-kind of a learned method: ordinary and meta). The formula, seconds = MACs/rate + bytes/bandwidth + constant, is fitted
-to the points of one process by least squares of relative errors, nothing below zero. --card: what floor.py wrote on a
-card; from its two rates alone ImageNet-1k is reckoned there, too.
+Each point is the engine's training step on the built-in digits at that size, after two warm-up steps; a method with
+C-NET has an ordinary and a meta step. The formula, seconds = MACs/rate + bytes/bandwidth + constant, is fitted to the
+points with one process by non-negative least squares on relative errors. --card: floor.py's results from a GPU, from
+whose two rates the time for ImageNet-1k on that GPU is estimated.
 """
 
 from __future__ import annotations
@@ -53,34 +53,34 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 
 
 def measured(point: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Milliseconds of a step at that point, in this process (one of several, where torchrun started it)."""
-    asked = argparse.Namespace(recipe="cifar100", precision="fp32", device="cpu", **point)
+    """Milliseconds of a step at that point, in this process (which may be one of several started by torchrun)."""
+    args = argparse.Namespace(recipe="cifar100", precision="fp32", device="cpu", **point)
     students = {arch: arch for arch in STUDENTS[: point["students"]]}
-    trainer = trainer_of(asked, point["method"], students=students, **{"teacher.arch": point["teacher"]})
+    trainer = trainer_of(args, point["method"], students=students, **{"teacher.arch": point["teacher"]})
     batch = next(batches_of(trainer))
     macs, moved = work(trainer, batch)
-    kinds = {"step": False} | ({"meta_step": True} if trainer.coordinator is not None else {})
-    found: dict[str, Any] = {"macs": macs, "bytes": moved}
+    kinds = {"step": False} | ({"meta_step": True} if trainer.plan.learned else {})
+    result: dict[str, Any] = {"macs": macs, "bytes": moved}
     for name, meta in kinds.items():
         times = [step(trainer, batch, meta) for _ in range(2 + repeats)][2:]
-        found[f"{name}_ms"] = spread([1e3 * t for t in times])
+        result[f"{name}_ms"] = spread([1e3 * t for t in times])
     if trainer.processes.is_main:
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
     trainer.processes.leave()
-    return found
+    return result
 
 
 def elsewhere(point: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """The same in processes of its own, so that no point finds another's memory."""
+    """`measured` in a new process, so that no point is affected by another's memory."""
     run = [sys.executable]
     if point["processes"] > 1:
         run += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={point['processes']}"]
     command = [*run, __file__, "--point", json.dumps(point), "--repeats", str(repeats)]
     environment = os.environ | {"OMP_NUM_THREADS": str(point["threads"])}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(point, found, file=sys.stderr)
-    return found
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    result: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
+    print(point, result, file=sys.stderr)
+    return result
 
 
 def sweep(threads: int, repeats: int) -> dict[str, Any]:
@@ -103,23 +103,23 @@ def sweep(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The three numbers of the formula, and how far the worst point is from it."""
+    """The three coefficients of the formula, and its median and largest relative error."""
     seconds = np.array([row["step_ms"]["median"] / 1e3 for row in rows])
     terms = np.array([[row["macs"] / 1e9, row["bytes"] / 1e9, 1.0] for row in rows])
     slopes, _ = nnls(terms / seconds[:, None], np.ones(len(rows)))
-    wrong = np.abs(terms @ slopes / seconds - 1)
+    errors = np.abs(terms @ slopes / seconds - 1)
     return {
         "seconds_per_gmac": float(slopes[0]),
         "seconds_per_gb": float(slopes[1]),
         "constant_seconds": float(slopes[2]),
-        "median_error": float(np.median(wrong)),
-        "largest_error": float(wrong.max()),
+        "median_error": float(np.median(errors)),
+        "largest_error": float(errors.max()),
         "n": len(rows),
     }
 
 
 def imagenet(teacher: str = "torchvision:resnet34") -> Reckoning:
-    """Multiply-adds and bytes of one ImageNet-1k image for the ladder of five, by counting."""
+    """Multiply-adds and bytes for one ImageNet-1k image and five students, by counting."""
     shape, x = (3, 224, 224), torch.zeros(1, 3, 224, 224)
     students = [build(arch, 1000) for arch in STUDENTS]
     frozen = freeze(build(teacher, 1000), (0.5,) * 3, (0.5,) * 3)
@@ -134,18 +134,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--doc", type=Path, help="print docs/scaling.md from these results")
-    parser.add_argument("--card", type=Path, help="floor.py's results on a card")
-    parser.add_argument("--point", type=json.loads, help="only this point, in this process")
-    asked = parser.parse_args()
-    if asked.point:
-        measured(asked.point, asked.repeats)
-    elif asked.doc:
-        card = json.loads(asked.card.read_text(encoding="utf-8")) if asked.card else None
-        print(page(json.loads(asked.doc.read_text(encoding="utf-8")), imagenet(), card), end="")
+    parser.add_argument("--card", type=Path, help="floor.py's results from a GPU")
+    parser.add_argument("--point", type=json.loads, help="measure only this point, in this process")
+    args = parser.parse_args()
+    if args.point:
+        measured(args.point, args.repeats)
+    elif args.doc:
+        card = json.loads(args.card.read_text(encoding="utf-8")) if args.card else None
+        print(page(json.loads(args.doc.read_text(encoding="utf-8")), imagenet(), card), end="")
     else:
-        print(text := json.dumps(sweep(asked.threads, asked.repeats), indent=2))
-        if asked.out:
-            asked.out.write_text(text + "\n", encoding="utf-8")
+        print(text := json.dumps(sweep(args.threads, args.repeats), indent=2))
+        if args.out:
+            args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/scaling.md, written from what scaling.py measured: every figure in it is a run's or is worked out here."""
+"""Writes docs/scaling.md from scaling.py's results: every figure on the page is measured or computed here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STUDENTS, LOSSES = 5, 3
 
 @dataclass(frozen=True)
 class Reckoning:
-    """One image's ordinary kd step: multiply-adds, bytes moved, bytes of the students' activations held."""
+    """An ordinary kd step for one image: multiply-adds, bytes moved, and bytes of the students' activations."""
 
     teacher: str
     macs: int
@@ -19,8 +19,10 @@ class Reckoning:
     held: int
 
 
-def page(results: dict[str, Any], one: Reckoning, card: dict[str, Any] | None) -> str:
-    return "\n".join([*_measured(results), *_formula(results), *_imagenet(results, one, card), *_memory(one)]) + "\n"
+def page(results: dict[str, Any], image: Reckoning, card: dict[str, Any] | None) -> str:
+    """The page as Markdown. card: floor.py's results from a GPU, or None."""
+    parts = [*_measured(results), *_formula(results), *_imagenet(results, image, card), *_memory(image)]
+    return "\n".join(parts) + "\n"
 
 
 def _measured(results: dict[str, Any]) -> list[str]:
@@ -28,12 +30,12 @@ def _measured(results: dict[str, Any]) -> list[str]:
     lines = [
         "# What a ladder costs as it grows",
         "",
-        "For whoever plans a run that is larger than the ones measured here.",
+        "Read this before you plan a run that is larger than the ones measured here.",
         "",
         f"Measured by `python benchmarks/scaling.py` on {about['cores']} cores of {about['name']}, "
-        f"torch {about['torch']}, float32, {results['threads']} threads unless said otherwise; medians "
-        f"(smallest to largest) of {results['points'][0]['step_ms']['n']} steps of the engine itself. This "
-        "page is printed by `python benchmarks/scaling.py --doc`.",
+        f"torch {about['torch']}, float32, {results['threads']} threads unless stated otherwise; medians "
+        f"(smallest to largest) of {results['points'][0]['step_ms']['n']} training steps. "
+        "`python benchmarks/scaling.py --doc` generates this page.",
         "",
         "| varied | students | batch | image | teacher | method | processes x threads | step, ms | images/s |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -69,26 +71,26 @@ def _formula(results: dict[str, Any]) -> list[str]:
         "    MACs  = n (3 Σ students + teacher [+ C-NET])          forward once, backward twice",
         "    bytes = 4 Σ students' activations + 2 teacher's [+ 2 C-NET's] + 8 weights",
         "",
-        f"Fitted to the {formula['n']} points of one process above: rate {rate} GMAC/s, bandwidth {bandwidth} GB/s, "
-        f"constant {1e3 * formula['constant_seconds']:.0f} ms; off by {formula['median_error']:.0%} in the median, by "
-        f"{formula['largest_error']:.0%} at the worst point. A meta step adds the students once forward and backward "
-        "on val (3), one forward-mode pass (3) and C-NET forward and backward (3 of its own).",
+        f"Fitted to the {formula['n']} points above with one process: rate {rate} GMAC/s, bandwidth {bandwidth} GB/s, "
+        f"constant {1e3 * formula['constant_seconds']:.0f} ms; the median error is {formula['median_error']:.0%}, the "
+        f"largest {formula['largest_error']:.0%}. A meta step adds the students' forward and backward pass on val "
+        "(3 times their MACs), one forward-mode pass (3 times) and C-NET's forward and backward (3 times its own).",
         "",
     ]
 
 
-def _imagenet(results: dict[str, Any], one: Reckoning, card: dict[str, Any] | None) -> list[str]:
+def _imagenet(results: dict[str, Any], image: Reckoning, card: dict[str, Any] | None) -> list[str]:
     formula, steps = results["formula"], EPOCHS * (IMAGES // BATCH)
-    gmacs, gigabytes = one.macs / 1e9, one.moved / 1e9
+    gmacs, gigabytes = image.macs / 1e9, image.moved / 1e9
     step = BATCH * (gmacs * formula["seconds_per_gmac"] + gigabytes * formula["seconds_per_gb"])
     step += formula["constant_seconds"]
     lines = [
         f"## ImageNet-1k: {IMAGES:,} images, {PIXELS} px, {EPOCHS} epochs",
         "",
-        "Arithmetic from the formula, not a measurement. Five ResNet10 students (m to xxxs, whose stem keeps every "
-        f"pixel) and {one.teacher} cost {gmacs:.2f} GMAC and {gigabytes:.2f} GB of activations moved for each image:",
+        "Estimated from the formula, not measured. Five ResNet10 students (m to xxxs, whose stem keeps the full "
+        f"resolution) and {image.teacher} cost {gmacs:.2f} GMAC per image and move {gigabytes:.2f} GB of activations:",
         "",
-        f"- this processor: {step:.0f} s a step of {BATCH}, {steps * step / 86400:.0f} days;",
+        f"- this processor: {step:.0f} s per step with batch {BATCH}, {steps * step / 86400:.0f} days in total;",
     ]
     if card is not None:
         floor = card["floor"]
@@ -101,49 +103,54 @@ def _imagenet(results: dict[str, Any], one: Reckoning, card: dict[str, Any] | No
         total = EPOCHS * IMAGES * seconds[larger]
         lines.append(
             f"- {card['hardware']['name']}, {card['hardware']['precision']}, from its measured matrix rate and "
-            f"bandwidth: at the least {total / 3600:.1f} h ({larger} is the larger floor), "
-            f"{total * ratio / 3600:.1f} h where a step takes {ratio:.1f} times its floor, as at 32 px;"
+            f"bandwidth: at least {total / 3600:.1f} h ({larger} is the larger floor), or "
+            f"{total * ratio / 3600:.1f} h if a step takes {ratio:.1f} times its floor, as at 32 px;"
         )
     return [
         *lines,
-        "- images per second = batch / seconds of a step; so many JPEG pictures must be decoded in a second, for every "
-        "view that is not stored.",
+        "- images per second = batch / seconds of a step. Decoding must provide as many JPEG images per second, unless "
+        "their views are cached.",
         "",
     ]
 
 
-def _memory(one: Reckoning) -> list[str]:
+def _memory(image: Reckoning) -> list[str]:
     pixels = IMAGES * 3 * PIXELS**2
     view = IMAGES * CLASSES * 2
-    weighed = IMAGES * STUDENTS * LOSSES * 4
+    weights = IMAGES * STUDENTS * LOSSES * 4
     draws = IMAGES * 12 * 4
     logits = BATCH * STUDENTS * CLASSES * 4
     rows = [
-        ("decoded images, uint8", f"3 · {PIXELS}² a picture", pixels, "streamed from a file on disk"),
-        ("stored teacher views, 2 bytes a logit", f"{CLASSES} · 2 a picture and view", view, "per view, on disk"),
-        ("C-NET's weights, float32", f"{STUDENTS} · {LOSSES} · 4 a picture", weighed, "on the device"),
-        ("an epoch's table of uniforms", "12 · 4 a picture", draws, "in memory"),
-        ("logits [n, k, C], float32", f"{STUDENTS} · {CLASSES} · 4 an image of the batch", logits, "on the device"),
-        ("students' activations", f"{one.held / 1e6:.0f} MB an image", BATCH * one.held, "on the device"),
+        ("decoded images, uint8", f"3 · {PIXELS}² per image", pixels, "streamed from a file on disk"),
+        ("cached teacher logits, 2 bytes each", f"{CLASSES} · 2 per image and view", view, "per view, on disk"),
+        ("loss weights, float32", f"{STUDENTS} · {LOSSES} · 4 per image", weights, "on the device"),
+        ("an epoch's table of uniforms", "12 · 4 per image", draws, "in memory"),
+        ("logits [n, k, C], float32", f"{STUDENTS} · {CLASSES} · 4 per image in the batch", logits, "on the device"),
+        (
+            "students' activations",
+            f"{image.held / 1e6:.0f} MB per image in the batch",
+            BATCH * image.held,
+            "on the device",
+        ),
     ]
     return [
-        "## Memory there",
+        "## Memory for ImageNet-1k",
         "",
-        f"Arithmetic, for {STUDENTS} students, {LOSSES} losses and a batch of {BATCH}.",
+        f"Calculated for {STUDENTS} students, {LOSSES} losses and batch {BATCH}.",
         "",
-        "| what | size | in all | where |",
+        "| data | size in bytes | total | where |",
         "|---|---|---|---|",
-        *(f"| {what} | {size} | {_size(total)} | {where} |" for what, size, total, where in rows),
+        *(f"| {data} | {size} | {_size(total)} | {where} |" for data, size, total, where in rows),
         "",
-        "What breaks first, in this order:",
+        "The limits, in the order in which you will reach them:",
         "",
-        f"1. activations: {_size(BATCH * one.held)} at batch {BATCH}; make the batch smaller or spread it over "
-        "processes (gradients, C-NET's weights and the meta-gradient are those of the whole batch; BatchNorm's with "
-        "`--sync-bn`);",
-        f"2. the decoded images: {_size(pixels)} fit in few machines' memory; read from a file in random order, "
-        "the disk is the bottleneck, not the processor;",
-        f"3. stored views: {_size(view)} each, K views are K times that;",
-        f"4. what is kept per image ({_size(weighed)} and {_size(draws)}) and the logits: small beside the rest.",
+        f"1. Activations: {_size(BATCH * image.held)} at batch {BATCH}. Use a smaller batch or more processes "
+        "(gradients, loss weights and the meta-gradient are still those of the whole batch; with `--sync-bn`, "
+        "BatchNorm's statistics are too).",
+        f"2. Decoded images: {_size(pixels)}, more than most machines' memory. Read from a file in random order, they "
+        "make the disk the bottleneck.",
+        f"3. Cached views: {_size(view)} per view.",
+        f"4. Tables per image ({_size(weights)} and {_size(draws)}) and logits: small in comparison.",
     ]
 
 

@@ -1,9 +1,9 @@
-"""How long a whole run takes from the shell: one epoch of the demo, start, warm start, pictures and end included.
+"""Times a whole run from the shell: one epoch of the demo, including start-up, warm start, plots and shutdown.
 
     python benchmarks/start.py [--repeats 5] [--threads 2] [--out benchmarks/results/NAME.json]
 
-In turn: with a teacher to train first (an empty cache), with that teacher in the cache, and a bare `import torch`, that
-every run pays for. Seconds of wall time; run it alone on the machine.
+Three cases alternate: a run that trains a teacher first (empty cache), a run with the teacher in the cache, and a bare
+`import torch`, which is part of every run. Results are seconds of wall time; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    run = ("-m", "mcd_cli", "distill", "--dataset", "digits", "--epochs", "1", "--threads", str(asked.threads))
-    found: dict[str, list[float]] = {"teacher trained first": [], "teacher in the cache": [], "import torch": []}
-    for i in range(asked.repeats):
+    args = parser.parse_args()
+    run = ("-m", "mcd_cli", "distill", "--dataset", "digits", "--epochs", "1", "--threads", str(args.threads))
+    times: dict[str, list[float]] = {"teacher trained first": [], "teacher in the cache": [], "import torch": []}
+    for i in range(args.repeats):
         with tempfile.TemporaryDirectory() as place:
             cache = Path(place, "cache")
             for name in ("teacher trained first", "teacher in the cache"):
-                found[name].append(seconds(*run, "--out", str(Path(place, name)), cache=cache))
-            found["import torch"].append(seconds("-c", "import torch", cache=cache))
-        print(f"{i + 1}: " + ", ".join(f"{name} {values[-1]:.1f} s" for name, values in found.items()), file=sys.stderr)
+                times[name].append(seconds(*run, "--out", str(Path(place, name)), cache=cache))
+            times["import torch"].append(seconds("-c", "import torch", cache=cache))
+        print(f"{i + 1}: " + ", ".join(f"{name} {values[-1]:.1f} s" for name, values in times.items()), file=sys.stderr)
     document = {
-        "hardware": {"name": processor(), "cores": os.cpu_count(), "threads": asked.threads},
+        "hardware": {"name": processor(), "cores": os.cpu_count(), "threads": args.threads},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "matplotlib")},
-        "seconds": {name: spread(values) for name, values in found.items()},
+        "seconds": {name: spread(values) for name, values in times.items()},
     }
     text = json.dumps(document, indent=2)
     print(text)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out is not None:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

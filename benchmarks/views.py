@@ -1,11 +1,11 @@
-"""What `teacher.views = K` costs in accuracy and saves in time: one comparison for each K, equal in all else.
+"""Measures what `teacher.views = K` costs in accuracy and saves in time: one comparison per K, otherwise identical.
 
     python benchmarks/views.py --recipe FILE [--views 0,1,4,8] [--methods kd,mc-distil] [--seeds 0,1,2] [--threads 1]
         [--folder DIR] [--out benchmarks/results/NAME.json]
 
-Seconds are those of the distillation stage, the teacher's passes over its views included; the cache of views begins
-empty, and what the first cell stores the others read. Gains are over K = 0, seed by seed. A folder that is given keeps
-the comparisons, and the same command goes on with them. Run it alone on the machine.
+Seconds are those of the distillation stage, including the teacher's passes over its views. The cache of views starts
+empty; the first run fills it and the following runs read it. Gains are relative to K = 0, seed by seed. With --folder,
+the comparisons are stored there, and the same command resumes them. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from deploy import mcd
 from joint_step import spread
 
 
-def compared(asked: argparse.Namespace, folder: Path, views: int) -> dict[str, Any]:
-    """comparison.json of the methods at that K."""
+def compared(args: argparse.Namespace, folder: Path, views: int) -> dict[str, Any]:
+    """The content of comparison.json for the methods at one K."""
     changes = ["--set", f"teacher.views={views}", "--out", str(folder / f"views-{views}")]
-    shared = ["--recipe", asked.recipe, "--methods", asked.methods, "--seeds", asked.seeds]
-    return dict(mcd("compare", *shared, "--threads", str(asked.threads), *changes))
+    shared = ["--recipe", args.recipe, "--methods", args.methods, "--seeds", args.seeds]
+    return dict(mcd("compare", *shared, "--threads", str(args.threads), *changes))
 
 
 def row(contender: dict[str, Any], fresh: dict[str, Any], views: int) -> dict[str, Any]:
-    """A method at that K beside itself at K = 0, which is `fresh`."""
+    """A method at one K compared with `fresh`, the same method at K = 0."""
     accuracy, seconds = contender["mean"]["values"], contender["seconds"]["values"]
     gains = [100 * (a - b) for a, b in zip(accuracy, fresh["mean"]["values"], strict=True)]
     return {
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    counts = [int(views) for views in asked.views.split(",")]
+    args = parser.parse_args()
+    counts = [int(views) for views in args.views.split(",")]
     if counts[0] != 0:
-        parser.error("--views: the first is 0, which the others are held against")
+        parser.error("--views must start with 0, the baseline; write it like 0,1,4,8")
     with tempfile.TemporaryDirectory() as place:
-        folder = asked.folder or Path(place)
+        folder = args.folder or Path(place)
         os.environ["MCD_CACHE"] = str(folder / "cache")
-        documents = {views: compared(asked, folder, views) for views in counts}
+        documents = {views: compared(args, folder, views) for views in counts}
     first = documents[0]
     result = {
         "hardware": first["hardware"],
@@ -78,8 +78,8 @@ def main() -> None:
         ],
     }
     print(text := json.dumps(result, indent=2))
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

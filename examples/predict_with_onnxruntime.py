@@ -1,6 +1,6 @@
-"""Classify with an exported student as a device would: onnxruntime, numpy, and one file. No torch, no mcd.
+"""Run an exported student as on a device, with onnxruntime, numpy and the ONNX file alone: no torch, no mcd.
 
-After the demo and `mcd export`:
+Run the demo and `mcd export` first, then
 `python examples/predict_with_onnxruntime.py "$(mcd select --quiet --print onnx)"`
 """
 
@@ -25,7 +25,7 @@ def main(path: str) -> None:
     predicted = logits.argmax(axis=1)
     for i in range(5):
         print(f"image {i}: {about['classes'][predicted[i]]}, labelled {digits.target[i]}")
-    # most of these images were trained on; accuracy on unseen ones is what `mcd distill` prints
+    # the student was trained on most of these images; `mcd distill` prints the accuracy on unseen ones
     print(f"{(predicted == digits.target).mean():.1%} of all {len(images):,} digits")
 
 

@@ -23,6 +23,10 @@ STATE = re.compile(r"state-(\d{9})-([0-9a-f]{64})\.safetensors")
 KEPT = 2  # checkpoints: the newest and the one before it
 
 
+StateParts = dict[str, Mapping[str, Tensor]]
+"""Tensors by part of the trainer (students, optimizer, …) and by name."""
+
+
 @dataclass(frozen=True)
 class State:
     """The content of a checkpoint. tensors: by dotted name; position: plain JSON (stage, step, …)."""
@@ -129,6 +133,24 @@ def put(target: Tensor, value: Tensor) -> None:
     """Copy a saved value into a tensor in use, which keeps its memory layout."""
     with torch.no_grad():
         target.copy_(value.to(target.dtype))  # sums saved on another device may be float64
+
+
+def put_all(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for key, target in live.items():
+        put(target, saved[key])
+
+
+def join_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One dictionary of all parts' tensors, by `part:name`."""
+    return {f"{part}:{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def split_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition(":")
+        parts.setdefault(part, {})[name] = value
+    return parts
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, cast
 
 import torch
 from torch import Tensor
 
+from mcd_cli.errors import reason_of
+
 WARM_UP = 2  # eager calls before the capture, which create momentum buffers and choose kernels
 NUM_FIRST = WARM_UP + 2  # plus the call that captures and the call that verifies
 
-Work = Callable[[], Tensor | None]
+Inputs = TypeVarTuple("Inputs")
+Output = TypeVar("Output", bound=Tensor | None)
 
 
 class GraphBackend(Protocol):
     """Runs and records work on a device."""
 
-    def run(self, work: Work) -> Tensor | None:
+    def run(self, work: Callable[[], Output]) -> Output:
         """Run the work eagerly, under the same conditions as for recording."""
         ...
 
-    def capture(self, work: Work) -> tuple[Callable[[], None], Tensor | None]:
+    def capture(self, work: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
         """Record the work; returns a function that repeats it on the same tensors, and the output tensor."""
         ...
 
@@ -38,7 +40,7 @@ class CudaGraphBackend:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
-    def run(self, work: Work) -> Tensor | None:
+    def run(self, work: Callable[[], Output]) -> Output:
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -46,7 +48,7 @@ class CudaGraphBackend:
         current.wait_stream(self.stream)
         return output
 
-    def capture(self, work: Work) -> tuple[Callable[[], None], Tensor | None]:
+    def capture(self, work: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
         gc.collect()  # an earlier stage's graphs must not be destroyed during a capture
         graph = torch.cuda.CUDAGraph()
         # thread_local: a DataLoader's thread may pin memory during the capture
@@ -70,8 +72,8 @@ class GraphCapture:
         self.num_first = NUM_FIRST if backend else 0  # number of calls before work is replayed
 
     def wrap(
-        self, name: str, work: Callable[..., Tensor | None], written: Callable[[], Sequence[Tensor]]
-    ) -> Callable[..., Any]:
+        self, name: str, work: Callable[[*Inputs], Output], written: Callable[[], Sequence[Tensor]]
+    ) -> Callable[[*Inputs], Output]:
         """A function that replays `work` as a graph (see GraphedCallable), or `work` itself without a backend."""
         return work if self.backend is None else GraphedCallable(name, work, written, self, self.backend)
 
@@ -91,7 +93,7 @@ class GraphCapture:
         return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
 
 
-class GraphedCallable:
+class GraphedCallable(Generic[*Inputs, Output]):
     """A function of tensors, batches and constants that runs eagerly in its first calls and is replayed afterwards.
 
     work: reads its inputs and captured variables, writes in place, and only to the tensors of `written` (no other
@@ -106,7 +108,7 @@ class GraphedCallable:
     def __init__(
         self,
         name: str,
-        work: Callable[..., Tensor | None],
+        work: Callable[[*Inputs], Output],
         written: Callable[[], Sequence[Tensor]],
         graphs: GraphCapture,
         backend: GraphBackend,
@@ -117,12 +119,12 @@ class GraphedCallable:
         self.graphs = graphs
         self.backend = backend
         self.num_calls = 0
-        self.inputs: tuple[Any, ...] | None = None  # the graph's input tensors; the caller's inputs are copied there
-        self.output: Tensor | None = None
+        self.inputs: tuple[*Inputs] | None = None  # the graph's input tensors; the caller's inputs are copied there
+        self.output: Output | None = None
         self.replay: Callable[[], None] | None = None
         self.given_up = False
 
-    def __call__(self, *inputs: Any) -> Tensor | None:
+    def __call__(self, *inputs: *Inputs) -> Output:
         if self.given_up:
             return self.work(*inputs)
         if self.inputs is None:
@@ -131,45 +133,46 @@ class GraphedCallable:
             return self.work(*inputs)
         self.num_calls += 1
         if self.num_calls <= WARM_UP:
-            return self.backend.run(partial(self.work, *inputs))
+            return self.backend.run(lambda: self.work(*inputs))
         if self.replay is None:
             return self._capture(inputs)
         if self.num_calls == NUM_FIRST:
             return self._verify(inputs)
         return self._replayed(inputs)
 
-    def _replayed(self, inputs: tuple[Any, ...]) -> Tensor | None:
+    def _replayed(self, inputs: tuple[*Inputs]) -> Output:
         assert self.replay is not None
         _load(self.inputs, inputs)
         self.replay()
-        return None if self.output is None else self.output.clone()  # the next replay overwrites it
+        return cast(Output, _copied(self.output))  # the next replay overwrites it
 
-    def _capture(self, inputs: tuple[Any, ...]) -> Tensor | None:
+    def _capture(self, inputs: tuple[*Inputs]) -> Output:
         """Run the work eagerly, save its results, and run it again to record it."""
         asked_before = self.graphs.asked_so_far()
-        output = self.backend.run(partial(self.work, *inputs))
+        output = self.backend.run(lambda: self.work(*inputs))
         if not all(map(torch.equal, asked_before, self.graphs.asked_so_far())):
             self._give_up()
             return output
         written = self.written()
         after = _copied(written)
-        _load(self.inputs, inputs)
-        assert self.inputs is not None
+        held = self.inputs
+        assert held is not None
+        _load(held, inputs)
         try:
             self.graphs.recording = True
-            self.replay, self.output = self.backend.capture(partial(self.work, *self.inputs))
+            self.replay, self.output = self.backend.capture(lambda: self.work(*held))
         except Exception as error:  # whatever the driver reports, the work can still run eagerly
-            self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
+            self._give_up(f"{type(error).__name__}: {reason_of(error)}")
         finally:
             self.graphs.recording = False
         _load(written, after)
         return output
 
-    def _verify(self, inputs: tuple[Any, ...]) -> Tensor | None:
+    def _verify(self, inputs: tuple[*Inputs]) -> Output:
         """Compare a replay with the eager work, from the same state and on inputs not used for the capture."""
         written = self.written()
         before = _copied(written)
-        output = self.backend.run(partial(self.work, *inputs))
+        output = self.backend.run(lambda: self.work(*inputs))
         after = _copied(written)
         _load(written, before)
         replayed = self._replayed(inputs)

@@ -24,7 +24,7 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
         _timed_step(trainer, batch, number)
     ordinary = min(_timed_step(trainer, batch, number=1) for _ in range(2))
     trainer.epochs_done = 0
-    meta = _timed_step(trainer, batch, number=0) if trainer.coordinator is not None else ordinary
+    meta = _timed_step(trainer, batch, number=0) if trainer.plan.learned else ordinary
     per_step = ordinary + max(0.0, meta - ordinary) / section.every
     sample = trainer.loader.dataset.val[: trainer.loader.batch_size]
     start = time.perf_counter()

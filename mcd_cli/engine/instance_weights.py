@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from mcd_cli.data.dataset import Dataset
+from mcd_cli.engine.checkpoint import put_all
 from mcd_cli.engine.meters import sums_dtype
 from mcd_cli.ladder.metrics import ImageRecord, ImagesRecord
 
@@ -38,6 +41,9 @@ class InstanceWeights:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"excess": self.excess, "uses": self.uses, "means": self.means, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        put_all(self.state_dict(), state)
 
     def summary(
         self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset

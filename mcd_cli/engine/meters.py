@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from mcd_cli.engine.checkpoint import put_all
 from mcd_cli.ladder.metrics import StudentRecord
 
 
@@ -31,19 +32,22 @@ class Meters:
         self.count = torch.zeros((), dtype=self.dtype, device=device)
 
     @torch.no_grad()
-    def add(self, right: Tensor, losses: Tensor, w: Tensor, *, p: Tensor | None) -> None:
+    def add(self, right: Tensor, losses: Tensor, w: Tensor) -> None:
         """Add a step.
 
-        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]; p: C-NET's outputs [n, k, c], or None. All for
-        the whole batch, so that every process has the same sums.
+        right: 1 for a correct prediction, [n, k]; losses, w: [n, k, c]. All for the whole batch, so that
+        every process has the same sums.
         """
         self.sums["losses"] += losses.mean(dim=0)
         self.sums["weights"] += w.mean(dim=0)
         self.sums["correct"] += right.mean(dim=0)[:, None]
-        if p is not None:
-            self.sums["spread"] += w.std(dim=0, correction=0)
-            self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).to(self.dtype).mean(dim=0)
         self.count += 1
+
+    @torch.no_grad()
+    def add_outputs(self, p: Tensor, w: Tensor) -> None:
+        """C-NET's outputs of the whole batch, and the weights they became: both [n, k, c]."""
+        self.sums["spread"] += w.std(dim=0, correction=0)
+        self.sums["saturated"] += ((p < 0.02) | (p > 0.98)).to(self.dtype).mean(dim=0)
 
     def reset(self) -> None:
         for tensor in self.state_dict().values():
@@ -51,6 +55,9 @@ class Meters:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.sums, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        put_all(self.state_dict(), state)
 
     def summary(
         self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool, val_accuracy: Sequence[float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mcd_cli.errors import RunFailed
 
@@ -27,6 +28,11 @@ class NonFiniteGuard:
         self.bad = torch.zeros(len(self.KINDS), len(students), dtype=torch.bool, device=device)
         self.found_inf = torch.zeros((), device=device)
         self.num_late = torch.zeros((), device=device)  # steps since the first bad one, including it
+
+    def halt(self, optimizer: Optimizer) -> None:
+        """If deferred: let this optimiser, a fused one, change nothing from the first bad step on."""
+        if self.deferred:
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
 
     def tensors(self) -> list[Tensor]:
         return [self.bad, self.found_inf, self.num_late]

@@ -1,16 +1,21 @@
-"""The optimisers of students and C-NET: torch's own, without the wrappers that import its compiler."""
+"""The optimisers of students and C-NET (torch's own, without the wrappers that import its compiler); η."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mcd_cli.ops import meta_gradient
 from mcd_cli.recipe.schema import CoordinatorSection
+
+StepSizes = Sequence[float | Tensor]
+"""c_j of one step for each student, see ops/meta_gradient.py."""
 
 
 def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
@@ -37,3 +42,46 @@ def coordinator_optimizer(coordinator: nn.Module, section: CoordinatorSection, c
         {"params": others, "weight_decay": 0.0},
     ]
     return uncompiled(torch.optim.AdamW)([group for group in groups if group["params"]], **how)  # type: ignore[call-arg]
+
+
+class LearningRate:
+    """η of the students' optimiser, a function of the step: cosine annealing per step to 0 (A.3), or constant.
+
+    device: keep η in a tensor there, so that graph replays read the current value; None: η is a Python float.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, start: float, schedule: str, num_steps: int, device: torch.device | None
+    ) -> None:
+        self.groups = optimizer.param_groups
+        self.start = start
+        self.schedule = schedule
+        self.num_steps = num_steps
+        self.tensor = None if device is None else torch.zeros((), device=device)
+
+    def at(self, step_index: int) -> float:
+        if self.schedule == "cosine":
+            return self.start * (0.5 * (1 + math.cos(math.pi * step_index / self.num_steps)))
+        return self.start
+
+    def set(self, step_index: int) -> None:
+        """Set η for the next step."""
+        eta = self.at(step_index)
+        for group in self.groups:
+            group["lr"] = eta if self.tensor is None else self.tensor
+        if self.tensor is not None:
+            self.tensor.fill_(eta)
+
+
+def step_sizes(sgd: Optimizer) -> StepSizes:
+    """c_j of SGD's next step."""
+
+    def has_buffer(group: Mapping[str, Any]) -> bool:
+        return sgd.state.get(group["params"][0], {}).get("momentum_buffer") is not None
+
+    return [meta_gradient.step_size(group, has_buffer(group)) for group in sgd.param_groups]
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    """The gradients of all parameters that have one."""
+    return [p.grad for p in module.parameters() if p.grad is not None]

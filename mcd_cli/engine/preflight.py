@@ -1,4 +1,4 @@
-"""Checks the teacher's accuracy on val before training, and explains why a teacher near chance may fail."""
+"""Checks before training: every network takes the images, and the teacher is better than chance on val."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import torch
 from scipy.special import bdtr
 from torch import Tensor, nn
 
-from mcd_cli.data.loader import Loader
+from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine.evaluation import num_correct, predictions
 from mcd_cli.engine.events import InfoMessage, Listener, WarningMessage
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.errors import GateRefused
+from mcd_cli.errors import GateRefused, UserError, reason_of
 from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import freeze
 from mcd_cli.norms import NORMS, RGB
+from mcd_cli.ops.convolution import UNSTRIDED
+from mcd_cli.ops.overrides import Overrides
 
 NUM_TRIED = 512  # val images for trying other normalisations and channel orders
 GAIN = 0.05  # gain in accuracy above which another normalisation is suggested
@@ -31,6 +33,19 @@ class Swapped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x.flip(1))
         return logits
+
+
+def check_network(what: str, network: nn.Module, loader: Loader) -> None:
+    """Raises UserError if the network cannot take the images or does not return one logit per class."""
+    images, dataset = plain(loader.pixels.take(loader.dataset.train[:2])), loader.dataset
+    try:
+        with torch.no_grad(), Overrides(UNSTRIDED):
+            shape = tuple(network.to(images.device).eval()(images).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, dataset.input_shape))
+        raise UserError(f"{what} cannot take {size} images ({reason_of(error)}); try another --image-size") from None
+    if shape != (len(images), dataset.num_classes):
+        raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
 
 def bar(num_images: int, num_classes: int) -> int:

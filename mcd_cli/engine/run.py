@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
-from mcd_cli.data.loader import Loader, plain
+from mcd_cli.data.loader import Loader
 from mcd_cli.engine import teacher as teachers
 from mcd_cli.engine.checkpoint import State, checked_position, state_of_another
 from mcd_cli.engine.checkpointer import Checkpointer, changes, refuse_changes
@@ -20,14 +20,14 @@ from mcd_cli.engine.estimate import seconds_of_stage
 from mcd_cli.engine.events import EpochEnded, InfoMessage, Listener, StageEnded, StageStarted, StepEnded, WarningMessage
 from mcd_cli.engine.finalize import write_ladder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
-from mcd_cli.engine.preflight import check_teacher
+from mcd_cli.engine.preflight import check_network, check_teacher
 from mcd_cli.engine.results import Result, Results
 from mcd_cli.engine.signals import Stop, stop_on_signal
 from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
 from mcd_cli.engine.teacher_logits import NoTeacherLogits, TeacherLogits
 from mcd_cli.engine.trainer import Trainer
-from mcd_cli.errors import UserError, reason_of
+from mcd_cli.errors import UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import WARM_START, degenerate
@@ -132,28 +132,15 @@ class Run:
 
     def check(self) -> None:
         """Before anything is trained: every network takes the images, and the teacher is no guesser."""
-        image = plain(self.loader.pixels.take(self.dataset.train[:2]))
         for name, arch in self.recipe.students.items():
-            self._try(f"student {name} ({arch})", build(arch, self.dataset.num_classes), image)
+            check_network(f"student {name} ({arch})", build(arch, self.dataset.num_classes), self.loader)
         if self.teacher is not None:
-            self._try(f"teacher {self.teacher.path}", self.teacher.network, image)
+            check_network(f"teacher {self.teacher.path}", self.teacher.network, self.loader)
             check_teacher(self.teacher, self.loader, self.force, self.emit)
         if self.recipe.train_on_val:
             self.emit(
                 WarningMessage("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images")
             )
-
-    def _try(self, what: str, network: nn.Module, image: Tensor) -> None:
-        try:
-            with torch.no_grad(), Overrides(convolution.UNSTRIDED):
-                shape = tuple(network.to(image.device).eval()(image).shape)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            size = "x".join(map(str, self.dataset.input_shape))
-            raise UserError(
-                f"{what} cannot take {size} images ({reason_of(error)}); try another --image-size"
-            ) from None
-        if shape != (len(image), self.dataset.num_classes):
-            raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 
     @property
     def num_steps(self) -> int:
@@ -220,8 +207,7 @@ class Run:
     def _check_weights(self, plan: StagePlan, result: Result) -> None:
         """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
         for name in plan.stage.students:
-            arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
-            network = build(arch, self.dataset.num_classes)
+            network = build(self._arch(name), self.dataset.num_classes)
             for weights in (result.best[name], result.last[name]):
                 network.load_state_dict(weights)
 
@@ -253,44 +239,52 @@ class Run:
 
     def trainer(self, plan: StagePlan, rehearsal: bool = False) -> Trainer:
         """The stage's trainer at its start; a rehearsal takes fresh networks where finished ones are missing."""
-        is_teacher = plan.name == TEACHER
-        archs = {TEACHER: str(self.recipe.teacher.arch)} if is_teacher else self.recipe.students
+        loader = self._loader(plan)
+        return Trainer(
+            plan,
+            self._students(plan, rehearsal),
+            {name: self.finished(name, rehearsal) for name in plan.stage.teachers},
+            loader,
+            self.hardware,
+            self._teacher_logits(plan, loader, rehearsal),
+            self.graph_backend(),
+            lambda line: None if rehearsal else self.emit(WarningMessage(line)),
+        )
+
+    def _students(self, plan: StagePlan, rehearsal: bool) -> Students:
+        """The networks that the stage trains, with their initial weights: those of the warm start, if there was one."""
         students = Students(
-            {name: archs[name] for name in plan.stage.students},
+            {name: self._arch(name) for name in plan.stage.students},
             self.dataset.num_classes,
             mean=self.dataset.mean,
             std=self.dataset.std,
             seed=self.recipe.seed,
-            role="teacher" if is_teacher else "student",
+            role="teacher" if plan.name == TEACHER else "student",
             overrides=self._overrides(),
         )
+        for name, weights in self.results.warm_started().items():
+            if name in students.names:
+                students.networks[name].load_state_dict(weights)
         begins = self.state is None or not self.state.tensors
-        if is_teacher and self.recipe.teacher.pretrained and begins and not rehearsal:
+        if plan.name == TEACHER and self.recipe.teacher.pretrained and begins and not rehearsal:
             from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
 
-            name = torchvision_name(archs[TEACHER])
-            assert name is not None  # the recipe's own rule
-            filled = load_pretrained(students.networks[TEACHER], name)
+            arch = torchvision_name(self._arch(TEACHER))
+            assert arch is not None  # the recipe's own rule
+            filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
-        for name in () if is_teacher else students.names:
-            if name in self.results.warm_started():
-                students.networks[name].load_state_dict(self.results.warm_started()[name])
-        frozen = {name: self.finished(name, rehearsal) for name in plan.stage.teachers}
-        loader = self.loader
-        if is_teacher and self.recipe.teacher.unseen:
-            loader = loader.training_on(teachers.seen_images(self.dataset, self.recipe.teacher.unseen))
+        return students
+
+    def _arch(self, name: str) -> str:
+        return str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
+
+    def _loader(self, plan: StagePlan) -> Loader:
+        """The loader of the images that the stage trains on."""
+        if plan.name == TEACHER and self.recipe.teacher.unseen:
+            return self.loader.training_on(teachers.seen_images(self.dataset, self.recipe.teacher.unseen))
         if plan.on_val:
-            loader = loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
-        return Trainer(
-            plan,
-            students,
-            frozen,
-            loader,
-            self.hardware,
-            self._teacher_logits(plan, loader, rehearsal),
-            self._graph_backend(),
-            lambda line: None if rehearsal else self.emit(WarningMessage(line)),
-        )
+            return self.loader.training_on(torch.cat([self.dataset.train, self.dataset.val]).sort().values)
+        return self.loader
 
     def _overrides(self) -> Overrides | None:
         """For what torch computes wrongly, slowly or for one process alone; None: no Python at each operator."""
@@ -301,7 +295,7 @@ class Run:
             replacements |= batch_norm.synced(self.processes)
         return Overrides(replacements) if replacements else None
 
-    def _graph_backend(self) -> GraphBackend | None:
+    def graph_backend(self) -> GraphBackend | None:
         """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
         return CudaGraphBackend(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 
@@ -317,8 +311,7 @@ class Run:
         """The teacher, or a student whose stage is done, as a frozen network."""
         if name == TEACHER and self.teacher is not None:
             return self.teacher.network
-        arch = str(self.recipe.teacher.arch) if name == TEACHER else self.recipe.students[name]
-        network = build(arch, self.dataset.num_classes)
+        network = build(self._arch(name), self.dataset.num_classes)
         if not rehearsal:
             network.load_state_dict(self.results.distilled().best[name])
         return freeze(network, self.dataset.mean, self.dataset.std).to(self.hardware.device)
@@ -327,7 +320,7 @@ class Run:
         """A teacher that this run trained goes to the cache and is read back from there."""
         path = teachers.trained_path(self.recipe, self.dataset, self.hardware)
         weights = self.results[TEACHER].best[TEACHER]
-        arch = str(self.recipe.teacher.arch)
+        arch = self._arch(TEACHER)
         teachers.keep_trained(path, weights, arch, self.dataset)
         self.teacher = teachers.read_teacher(path, arch, "auto", self.dataset, self.hardware.device, was_given=False)
 

@@ -41,13 +41,18 @@ class TeacherLogits:
         self.shape = (len(loader.dataset.images), loader.dataset.num_classes)
         self.key = _key(teacher, loader, hardware)
         self.checked: set[Path] = set()
+        self.held: tuple[int, Tensor] | None = None  # the last epoch read
 
     def __call__(self, epoch: int) -> Tensor:
         """The logits for that epoch's view, float16 [N, C] by sample id, memory-mapped or copied to the GPU.
 
         Rows of images outside of the training split are zero. Raises RunFailed if the disk is full.
         """
-        view = epoch % self.num_views
+        if self.held is None or self.held[0] != epoch:
+            self.held = epoch, self._load(epoch % self.num_views)
+        return self.held[1]
+
+    def _load(self, view: int) -> Tensor:
         path = cache_folder("views") / f"{self.key}-{view}.npy"
         if path not in self.checked:
             with lock(path.with_suffix(".lock")):
@@ -86,7 +91,7 @@ class TeacherLogits:
 class NoTeacherLogits(TeacherLogits):
     """A stand-in for time estimates: returns zeros, computes and reads nothing."""
 
-    def __call__(self, epoch: int) -> Tensor:
+    def _load(self, view: int) -> Tensor:
         return torch.zeros((), dtype=torch.float16, device=self.hardware.device).expand(self.shape)
 
 

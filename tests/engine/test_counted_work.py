@@ -49,10 +49,10 @@ def test_a_step(
     trainer.step(batch)  # momentum buffers are made
     trainer.step_index = number
     students, teacher = passes(trainer.students), passes(trainer.teachers["teacher"])
-    coordinator = [] if trainer.coordinator is None else passes(trainer.coordinator)
+    coordinators = [passes(cnet) for cnet in trainer.coordination.networks]
     with Counted() as counted:
         trainer.step(batch)
-    assert (len(students), len(coordinator)) == (of_students, of_coordinator)
+    assert (len(students), sum(map(len, coordinators))) == (of_students, of_coordinator)
     assert sum(teacher) == len(batch.ids)  # once, in pieces
     assert counted.calls[HOST_SYNC] <= 1  # is everything finite: before anything is moved
     assert counted.calls.total() <= operators

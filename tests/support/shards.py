@@ -53,8 +53,7 @@ def trainer_of(case: str, folder: Path | None) -> Trainer:
 
 def in_double(trainer: Trainer) -> Trainer:
     """Every network in float64, and what comes in, too."""
-    assert trainer.coordinator is not None
-    for network in (trainer.students, trainer.coordinator, *trainer.teachers.values()):
+    for network in (trainer.students, *trainer.coordination.networks, *trainer.teachers.values()):
         network.double().register_forward_pre_hook(lambda module, inputs: tuple(x.double() for x in inputs))
     return trainer
 

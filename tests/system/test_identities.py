@@ -214,5 +214,5 @@ def test_training_on_v_is_not_for_c_net(tmp_path: Path) -> None:
 
 
 def test_one_student_shares_with_nobody() -> None:
-    with pytest.raises(UserError, match=r"coordinator\.shared: one student"):
+    with pytest.raises(UserError, match=r"coordinator\.shared: false needs two students"):
         tiny_recipe(students=[SMALL], coordinator={"shared": False})

@@ -67,8 +67,8 @@ def in_shards(model: nn.Module, parameters: dict[str, Tensor], *inputs: Tensor) 
 def by_double_backward(case: str, folder: Path) -> dict[str, Tensor]:
     """Algorithm 1 in one process over shards, SGD and Eq. 9 written out; C-NET's own AdamW is torch's."""
     start = trainer_of(case, folder)
-    students, cnet, loader = copy.deepcopy(start.students), copy.deepcopy(start.coordinator), start.loader
-    assert cnet is not None
+    students, loader = copy.deepcopy(start.students), start.loader
+    (cnet,) = copy.deepcopy(start.coordination.networks)
     theta = {name: p.detach().clone().requires_grad_() for name, p in students.named_parameters()}
     phi = dict(cnet.named_parameters())
     matrices = [p for p in phi.values() if p.ndim > 1]

@@ -9,8 +9,6 @@ from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple, cast
 import torch
 from torch import Tensor
 
-from mcd_cli.errors import reason_of
-
 WARM_UP = 2  # eager calls before the capture, which create momentum buffers and choose kernels
 NUM_FIRST = WARM_UP + 2  # plus the call that captures and the call that verifies
 
@@ -162,7 +160,7 @@ class GraphedCallable(Generic[*Inputs, Output]):
             self.graphs.recording = True
             self.replay, self.output = self.backend.capture(lambda: self.work(*held))
         except Exception as error:  # whatever the driver reports, the work can still run eagerly
-            self._give_up(f"{type(error).__name__}: {reason_of(error)}")
+            self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
         finally:
             self.graphs.recording = False
         _load(written, after)

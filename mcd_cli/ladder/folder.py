@@ -74,7 +74,7 @@ class RunFolder:
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)
-        sweep(folder)  # locked: whoever left something there is gone
+        sweep(folder)  # the folder is locked, so what lies there was left by a dead process
         return opened, recipe
 
     def __truediv__(self, name: str) -> Path:

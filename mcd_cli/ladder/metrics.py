@@ -30,7 +30,7 @@ def read_metrics(ladder: Ladder) -> list[Record]:
             record = json.loads(line)
             records += [record] if record["stage"] != "teacher" else []
         except (ValueError, KeyError, TypeError):
-            break  # torn by a crash; what stands before it is whole
+            break  # cut off by a crash; the lines before it are whole
     return records
 
 

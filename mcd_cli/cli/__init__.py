@@ -1,4 +1,4 @@
-"""The command line: one file a command, options in, one lazy call out.
+"""The command line: one file per command, and options.py with every flag.
 
-What a user types and sees is decided here; what is computed belongs in the rooms below. Nothing loads torch early.
+This folder decides what a user types and sees; the folders below it do the work. Nothing here imports torch early.
 """

@@ -1,4 +1,4 @@
-"""`mcd compare`: several methods under one protocol, from what the user typed to the table."""
+"""`mcd compare`: from its options to a table of several methods under one protocol."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import re
 import shlex
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcd_cli.cli.distill import DistillOptions, check, is_out_of_memory, resolve, with_checkpoint_interval
-from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
+from mcd_cli.cli.distill import (
+    check,
+    is_out_of_memory,
+    out_of_memory,
+    resolve,
+    run_options,
+    with_checkpoint_interval,
+)
+from mcd_cli.cli.options import SEEDS, CompareOptions
+from mcd_cli.errors import Interrupted, McdError, UserError
 from mcd_cli.ladder.folder import LADDER_PLOT, LOG, MANIFEST, make_folder, next_folder
 from mcd_cli.methods import papers_methods
-from mcd_cli.quantities import show_time, size
+from mcd_cli.quantities import show_time
 from mcd_cli.recipe.overlays import Contender, find_contenders
 
 if TYPE_CHECKING:
@@ -26,71 +33,54 @@ if TYPE_CHECKING:
     from mcd_cli.comparison.shared import Engine
     from mcd_cli.recipe.schema import Recipe
 
-SEEDS = "0,1,2"
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What stands on the command line: what a run takes, and who is compared on which seeds."""
-
-    run: DistillOptions
-    methods: str | None = None
-    seeds: str | None = None
-    overlays: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)
-    paper: bool = False
-
 
 def compare(options: CompareOptions) -> None:
-    """Train what is not trained yet, or only estimate. stdout gets the tables and the verdict (or JSON)."""
+    """Train the cells that are not trained yet, or only estimate. stdout gets the tables and the verdict (or JSON)."""
     from mcd_cli.comparison.plan import Plan
 
-    check(options.run)
+    check(options)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("mcd compare trains its cells in one process; start it without torchrun")
-    if options.run.resume is not None:
+        raise UserError("mcd compare trains in a single process; start it without torchrun")
+    if options.resume is not None:
         if options.methods is not None or options.seeds is not None or options.overlays:
-            raise UserError("--resume goes on with the plan in its folder; to add methods or seeds, name it with --out")
-        folder = Path(options.run.resume)
+            raise UserError("--resume uses the plan in its folder; to add methods or seeds, name the folder with --out")
+        folder = Path(options.resume)
         plan = Plan.load(folder)
         made: list[Path] = []
     else:
         plan = resolve_plan(options)
-        folder, made = (Path(), []) if options.run.dry_run else _place(options.run.out, plan)
-    plan = Plan(with_checkpoint_interval(plan.base, options.run), plan.contenders, plan.seeds)
+        folder, made = (Path(), []) if options.dry_run else _place(options.out, plan)
+    plan = Plan(with_checkpoint_interval(plan.base, options), plan.contenders, plan.seeds)
     try:
-        if not options.run.dry_run:
+        if not options.dry_run:
             plan.save(folder)
         _conduct(options, plan, folder)
     except (Interrupted, KeyboardInterrupt):
         command = f"mcd compare --resume {shlex.quote(str(folder))}"
-        raise Interrupted("interrupted" if _discard(folder, made) else f"interrupted; go on with: {command}") from None
+        raise Interrupted("interrupted" if _discard(folder, made) else f"interrupted; resume with: {command}") from None
     except McdError:
         _discard(folder, made)
         raise
     except Exception as error:
-        if not options.run.dry_run and not _discard(folder, made):
+        if not options.dry_run and not _discard(folder, made):
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
         if is_out_of_memory(error):
-            smaller = max(2, plan.base.batch_size // 2)
-            raise RunFailed(
-                f"out of memory with a batch of {plan.base.batch_size}; try --batch-size {smaller} in a new comparison"
-            ) from None
+            raise out_of_memory(plan.base) from None
         raise
 
 
 def resolve_plan(options: CompareOptions) -> Plan:
-    """The base recipe with its overlays, the contenders by name, the seeds."""
+    """The plan of a new comparison: the base recipe with its overlays, the contenders, and the seeds."""
     from mcd_cli.comparison.plan import Plan
 
     overlay: dict[str, Any] = {}
-    for name in options.overlays:
+    for name in options.overlays or []:
         overlay |= dict(_overlay_named(name).changes)
-    base = resolve(options.run, overlay)
+    base = resolve(options, overlay)
     names = papers_methods() if options.methods is None else options.methods.split(",")
     contenders = [contender for name in names for contender in find_contenders(name.strip())]
     for contender in contenders:
-        contender.recipe(base, base.seed)  # whatever is wrong with it is told now
+        contender.recipe(base, base.seed)  # raises now if anything is wrong with it
     return Plan(base, tuple(contenders), parse_seeds(options.seeds or SEEDS))
 
 
@@ -110,7 +100,7 @@ def _overlay_named(name: str) -> Contender:
     contenders = find_contenders(name)
     if len(contenders) != 1:
         names = ", ".join(contender.name for contender in contenders)
-        raise UserError(f"--overlay takes one recipe; {name} holds {names}")
+        raise UserError(f"--overlay takes a single recipe; {name} is a folder of {names}")
     return contenders[0]
 
 
@@ -121,42 +111,39 @@ def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
 
     paper = papers_figures(plan.base) if options.paper else None
     if options.paper and paper is None:
-        raise UserError("--paper: no block of the paper's tables has this data set, teacher and students")
-    view = View(quiet=options.run.quiet)
+        raise UserError("--paper: the paper has no results for this data set, teacher and students")
+    view = View(quiet=options.quiet)
     try:
-        comparison = Comparison(plan, folder, _engine(options.run, view), view)
+        comparison = Comparison(plan, folder, _engine(options, view), view)
         if comparison.to_train:
             cost = comparison.estimate()
-            _tell(comparison, cost, view)
-            if options.run.dry_run:
-                _print_plan(comparison, cost, options.run.json_output)
+            _print_estimate(comparison, cost, view)
+            if options.dry_run:
+                _print_plan(comparison, cost, options.json_output)
                 return
             comparison.train()
-        document = comparison.document([Path(path) for path in options.beside], paper)
+        document = comparison.document([Path(path) for path in options.beside or []], paper)
     finally:
         view.close()
     _draw_cells(folder)
-    _print(document, folder, options.run.json_output)
+    _print(document, folder, options.json_output)
     view.say(f"the comparison is in {folder}")
 
 
-def _engine(options: DistillOptions, view: View) -> Engine:
-    from mcd_cli.engine.run import Run, RunOptions
+def _engine(options: CompareOptions, view: View) -> Engine:
+    from mcd_cli.engine.run import Run
     from mcd_cli.ladder.folder import RunFolder
 
-    memory = None if options.max_memory is None else size(options.max_memory)
-    run_options = RunOptions(
-        options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager
-    )
+    shared = run_options(options)
 
     def run(recipe: Recipe, folder: RunFolder) -> Run:
-        return Run(recipe, folder, run_options, view)
+        return Run(recipe, folder, shared, view)
 
     return run
 
 
-def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
-    """The estimate, and a warning where C-NET will learn too seldom to judge it."""
+def _print_estimate(comparison: Comparison, cost: Cost, view: View) -> None:
+    """Print the estimate, and a warning if C-NET will be updated too rarely to judge it."""
     from mcd_cli.comparison.document import FEW_UPDATES
     from mcd_cli.engine.events import WarningMessage
 
@@ -167,7 +154,7 @@ def _tell(comparison: Comparison, cost: Cost, view: View) -> None:
         counts = ", ".join(f"{name} {number}" for name, number in too_few.items())
         view(
             WarningMessage(
-                f"C-NET updates: {counts}; under {FEW_UPDATES} nothing is proved of C-NET; "
+                f"C-NET updates: {counts}; fewer than {FEW_UPDATES} prove nothing about C-NET; "
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )
         )
@@ -197,7 +184,7 @@ def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
         return
     console = results()
     console.print(plan.base.to_toml())
-    drawn = table(console, "method", "time a seed", "C-NET updates")
+    drawn = table(console, "method", "time per seed", "C-NET updates")
     for contender in plan.contenders:
         seconds, updates = cost.seconds.get(contender.name), cost.updates.get(contender.name)
         drawn.add_row(contender.name, "-" if seconds is None else show_time(seconds), str(updates) if updates else "-")
@@ -205,7 +192,7 @@ def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
 
 
 def _print(document: Document, folder: Path, json_output: bool) -> None:
-    """The result on stdout."""
+    """Print the result on stdout."""
     from rich.text import Text
 
     from mcd_cli.comparison.tables import caption, remarks, sheets, verdict
@@ -225,7 +212,7 @@ def _print(document: Document, folder: Path, json_output: bool) -> None:
                 *(Text(cell + mark * best, style="bold" * best) for cell, best in zip(row, bold, strict=True))
             )
         needed = console.measure(drawn, options=console.options.update(width=10_000)).maximum
-        console.width = max(needed, console.width)  # a narrow terminal wraps, and cuts nothing
+        console.width = max(needed, console.width)  # a narrow terminal wraps lines, but nothing is cut off
         console.print(drawn)
         console.print()
     for line in [*caption(document), *remarks(document)]:
@@ -235,7 +222,7 @@ def _print(document: Document, folder: Path, json_output: bool) -> None:
 
 
 def _draw_cells(folder: Path) -> None:
-    """Every cell is an ordinary run's folder, its picture included."""
+    """Draw the plots that are missing: every cell is a complete run folder."""
     from mcd_cli.comparison.cells import CELLS
     from mcd_cli.ladder.manifest import load_ladder
     from mcd_cli.reporting.plots import draw
@@ -246,11 +233,11 @@ def _draw_cells(folder: Path) -> None:
 
 
 def _place(out: str | None, plan: Plan) -> tuple[Path, list[Path]]:
-    """The comparison's folder and what is new of it: --out, an unfinished one of the same plan, or the next free."""
+    """The folder (--out, an unfinished one of the same plan, or the next free one), and which folders are new."""
     from mcd_cli.comparison.plan import DOCUMENT, PLAN, Plan
 
     if out == "":
-        raise UserError("--out names no folder")
+        raise UserError("--out is empty; name a folder")
     if out is not None:
         folder = Path(out)
         if not (folder / PLAN).is_file():
@@ -267,13 +254,13 @@ def _place(out: str | None, plan: Plan) -> tuple[Path, list[Path]]:
 
 
 def _discard(folder: Path, made: list[Path]) -> bool:
-    """Leave nothing behind of a comparison that trained nothing; whether it was so."""
+    """Delete a new comparison that has trained nothing; whether that was the case."""
     from mcd_cli.comparison.plan import PLAN
 
     if not made or any(path.name != PLAN for path in folder.iterdir()):
         return False
     (folder / PLAN).unlink(missing_ok=True)
     for path in made:
-        with suppress(OSError):  # not empty: the user's
+        with suppress(OSError):  # not empty: it holds the user's files
             path.rmdir()
     return True

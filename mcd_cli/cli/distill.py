@@ -1,4 +1,4 @@
-"""`mcd distill`: from what the user typed to a finished ladder."""
+"""`mcd distill`: from its options to a finished ladder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcd_cli.cli.options import DistillOptions, TrainingOptions
 from mcd_cli.cli.startup import quick_imports
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.files import as_path, write_whole
@@ -20,50 +20,26 @@ from mcd_cli.recipe.loading import load_recipe, parse_setting
 from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
 
 if TYPE_CHECKING:
-    from mcd_cli.engine.run import Run
+    from mcd_cli.engine.run import Run, RunOptions
 
-FEW_STEPS = 150  # an estimate would take a tenth of so short a run, or more
-
-
-@dataclass(frozen=True)
-class DistillOptions:
-    """What stands on the command line."""
-
-    recipe: str | None = None
-    settings: list[str] = field(default_factory=list)
-    dataset: str | None = None
-    teacher: str | None = None
-    teacher_arch: str | None = None
-    students: str | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    threads: int | None = None
-    out: str | None = None
-    resume: str | None = None
-    force: bool = False
-    skip_bad_images: bool = False
-    max_memory: str | None = None
-    dry_run: bool = False
-    json_output: bool = False
-    quiet: bool = False
-    debug: bool = False
-    eager: bool = False
+FEW_STEPS = 150  # of a short run, which an estimate would make a tenth longer or more
 
 
 def distill(options: DistillOptions) -> None:
-    """Train, or go on, or only estimate. stdout gets the final table (or JSON), stderr everything else.
+    """Train, resume, or only estimate. stdout gets the final table (or JSON), stderr everything else.
 
-    Under torchrun the process of rank 0 alone has the folder and speaks.
+    Under torchrun only the process of rank 0 writes to the folder and prints.
     """
     check(options)
     writes = os.environ.get("RANK", "0") == "0"
     if options.resume is None:
         recipe = resolve(options)
-        folder = RunFolder.create(options.out, recipe) if writes else None  # the recipe stands before torch is imported
+        # this writes the recipe, before torch is imported
+        folder = RunFolder.create(options.out, recipe) if writes else None
     elif writes:
         folder, recipe = RunFolder.open(options.resume)
     else:
-        folder, recipe = None, Recipe()  # process 0 tells it
+        folder, recipe = None, Recipe()  # the process of rank 0 broadcasts it
     with folder or nullcontext():
         try:
             _train(options, with_checkpoint_interval(recipe, options), folder)
@@ -75,34 +51,36 @@ def distill(options: DistillOptions) -> None:
             if folder is not None:
                 folder.discard()
                 if (folder / RECIPE).exists():
-                    raise Interrupted(f"interrupted; go on with: {folder.resume_command}") from None
+                    raise Interrupted(f"interrupted; resume with: {folder.resume_command}") from None
             raise
         except Exception as error:
             if folder is not None:
                 write_whole(folder / LOG, traceback.format_exc().encode(errors="backslashreplace"))
             if is_out_of_memory(error):
-                smaller = max(2, recipe.batch_size // 2)
-                raise RunFailed(
-                    f"out of memory with a batch of {recipe.batch_size}; try --batch-size {smaller} in a new run"
-                ) from None
+                raise out_of_memory(recipe) from None
             if "deterministic implementation" in str(error):
                 raise UserError(
                     "a network of this run has no deterministic implementation on this device; "
-                    "give up the same bits every time: --fast"
+                    "train without bit-reproducible results: --fast"
                 ) from None
             raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """torch has an exception of its own on a GPU, and a plain RuntimeError on a CPU."""
+    """By its message: torch raises its own exception on a GPU, but a plain RuntimeError on a CPU."""
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in phrases)
 
 
-def resolve(options: DistillOptions, overlay: Mapping[str, Any] | None = None) -> Recipe:
-    """Defaults < recipe < overlay < --set < flags."""
-    settings = {**(overlay or {}), **dict(parse_setting(text) for text in options.settings)}
-    flags = dict(options.overrides)
+def out_of_memory(recipe: Recipe) -> RunFailed:
+    smaller = max(2, recipe.batch_size // 2)
+    return RunFailed(f"out of memory with a batch of {recipe.batch_size}; start again with --batch-size {smaller}")
+
+
+def resolve(options: TrainingOptions, overlay: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe with its changes; each beats the one before: defaults, recipe, overlay, --set, other options."""
+    settings = {**(overlay or {}), **dict(parse_setting(text) for text in options.settings or [])}
+    flags = options.recipe_changes()
     if options.dataset is not None:
         flags["dataset"] = options.dataset
     if options.students is not None:
@@ -111,7 +89,7 @@ def resolve(options: DistillOptions, overlay: Mapping[str, Any] | None = None) -
         is_file = as_path(options.teacher).exists() or "/" in options.teacher or bool(Path(options.teacher).suffix)
         is_file = is_file and torchvision_name(options.teacher) is None
         if options.teacher_arch is not None and not is_file:
-            raise UserError(f"--teacher-arch is for a teacher's file; {options.teacher!r} is an architecture itself")
+            raise UserError(f"--teacher-arch is for a teacher's file, but {options.teacher!r} is an architecture")
         flags["teacher.file"] = options.teacher if is_file else None
         flags["teacher.arch"] = options.teacher_arch if is_file else options.teacher
     elif options.teacher_arch is not None:
@@ -120,11 +98,18 @@ def resolve(options: DistillOptions, overlay: Mapping[str, Any] | None = None) -
     return load_recipe(options.recipe, settings | flags, dataset=dataset)
 
 
+def run_options(options: TrainingOptions) -> RunOptions:
+    from mcd_cli.engine.run import RunOptions
+
+    memory = None if options.max_memory is None else size(options.max_memory)
+    return RunOptions(options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager)
+
+
 def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) -> None:
     with quick_imports():
         from mcd_cli.cli.progress import View
         from mcd_cli.engine.hardware import joined
-        from mcd_cli.engine.run import Run, RunOptions
+        from mcd_cli.engine.run import Run
         from mcd_cli.ladder.manifest import load_ladder
         from mcd_cli.reporting.ladder_table import print_ladder
         from mcd_cli.reporting.plots import draw
@@ -136,11 +121,8 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
     ladder = training = None
     try:
         if not is_finished:
-            memory = None if options.max_memory is None else size(options.max_memory)
-            run_options = RunOptions(
-                options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager
-            )
-            training = Run(recipe, folder, run_options, view if processes.is_main else lambda event: None)
+            emit = view if processes.is_main else lambda event: None
+            training = Run(recipe, folder, run_options(options), emit)
             if options.resume is None:
                 training.check()
                 if options.dry_run:
@@ -168,7 +150,7 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
 
 
 def _draw_story(folder: RunFolder, training: Run | None) -> None:
-    """What C-NET learned, with the extreme images themselves where the data is at hand."""
+    """Plot what C-NET learned, with images if this process has the data."""
     from mcd_cli.ladder.metrics import read_metrics
     from mcd_cli.reporting.coordinator_plot import draw_story
 
@@ -177,7 +159,7 @@ def _draw_story(folder: RunFolder, training: Run | None) -> None:
 
 
 def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
-    """The result of a dry run: the resolved recipe, what the students cost, and the estimate."""
+    """Print the result of a dry run: the resolved recipe, the cost of the students, and the estimate."""
     from mcd_cli.models import build
     from mcd_cli.models.cost import profile
     from mcd_cli.quantities import show_count
@@ -203,23 +185,24 @@ def _print_plan(training: Run, seconds: float, json_output: bool) -> None:
     console.print(drawn)
 
 
-def check(options: DistillOptions) -> None:
+def check(options: TrainingOptions) -> None:
+    """Raises UserError for an unknown device, and for options that a resumed run cannot take."""
     if options.device not in ("auto", "cpu", "cuda", "mps"):
         raise UserError(f"--device takes auto, cpu, cuda or mps, not {options.device!r}")
     if options.resume is not None:
         if options.dry_run:
-            raise UserError("--dry-run estimates a new run; --resume goes on with one")
+            raise UserError("--dry-run estimates a new run; drop it or --resume")
         given = [options.recipe, options.dataset, options.teacher, options.teacher_arch, options.students, options.out]
-        changed = [key for key in options.overrides if key != "checkpoint.every"]
+        changed = options.recipe_changes().keys() - {"checkpoint.every"}
         if any(value is not None for value in given) or options.settings or changed:
             raise UserError(
-                "--resume goes on with the recipe in its folder; "
+                "--resume uses the recipe in its folder; "
                 "only --device, --threads, --max-memory, --eager and --checkpoint-every may change"
             )
 
 
-def with_checkpoint_interval(recipe: Recipe, options: DistillOptions) -> Recipe:
-    if "checkpoint.every" not in options.overrides:
+def with_checkpoint_interval(recipe: Recipe, options: TrainingOptions) -> Recipe:
+    if options.checkpoint_every is None:
         return recipe
-    section = CheckpointSection(every=options.overrides["checkpoint.every"])
+    section = CheckpointSection(every=options.checkpoint_every)
     return recipe.model_copy(update={"checkpoint": section})

@@ -1,4 +1,4 @@
-"""`mcd export`: students as ONNX files, checked on real images; one path per line on stdout."""
+"""`mcd export`: writes students as ONNX files, checked on real images, and prints one path per line."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def export(
     data_root: str | None = None,
     json_output: bool = False,
 ) -> None:
-    """Export every student, or those named (`NAME`, or `NAME.int8` for its int8 variant too).
+    """Export every student, or those in `students` (`NAME`, or `NAME.int8` for its int8 variant too).
 
-    max_drop: points of accuracy on V that int8 may lose. Raises GateRefused at the end, when every student was
-    tried, for files that do not compute what the model does and for int8 that loses more.
+    max_drop: accuracy on val that int8 may lose, in percentage points. Raises GateRefused after the last student if
+    a file does not compute what its model does, or if int8 loses more.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if not 0 <= max_drop <= 100:
-        raise UserError(f"--max-drop {max_drop:g} must lie between 0 and 100 points of accuracy")
+        raise UserError(f"--max-drop {max_drop:g} must be between 0 and 100 percentage points")
     folder = find_run(run)
     ladder = load_ladder(folder)
     variants = [ladder.variant(name) for name in dict.fromkeys(students or [s.name for s in ladder.students])]
@@ -54,21 +54,21 @@ def export(
     if json_output:
         print_json({"run": str(folder), "exports": written, "refused": refused})
     if refused:
-        raise GateRefused(f"{'; '.join(refused)}; no such file is written")
+        raise GateRefused(f"{'; '.join(refused)}; these files were not written")
 
 
 def _writable(folder: Path, out: str | None) -> Path:
-    """The folder of the files, made later; raises UserError, before anything is computed, where it cannot be."""
+    """The folder for the files, which is created later; raises UserError early if that will fail."""
     if out == "":
-        raise UserError("--out names no folder")
+        raise UserError("--out is empty; name a folder")
     if out is None:
         refuse_links(folder)
     target = folder / EXPORTS if out is None else Path(out)
-    hint = "name another --out" if out else "write elsewhere: --out DIR"
+    hint = "name another --out" if out else "name a folder with --out"
     place = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
     if not place.is_dir():
         raise UserError(f"{place} is a file, not a folder; {hint}")
-    for needed in [place] if out else [place, folder]:  # the manifest is rewritten, too
+    for needed in [place] if out else [place, folder]:  # the manifest is rewritten too
         if not os.access(needed, os.W_OK | os.X_OK):
             raise UserError(f"{needed} is read-only; {hint}")
     return target

@@ -1,14 +1,15 @@
-"""`mcd predict`: labels of images by a student; label and probability on stdout. No torch where it is exported."""
+"""`mcd predict`: labels images with a student. Imports torch only if the student is not exported."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from mcd_cli.errors import UserError
-from mcd_cli.ladder.budget import Budget, Quantity
+from mcd_cli.ladder.budget import Budget, Limits
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
 from mcd_cli.ladder.session import Images, Logits, Session
 from mcd_cli.ladder.variants import FLOAT32, Variant
@@ -20,26 +21,24 @@ def predict(
     run: str | Path | None = None,
     *,
     student: str | None = None,
-    limits: Mapping[str, Quantity | None] | None = None,
-    percentile: str | None = None,
     top: int = 1,
     threads: int = 1,
     json_output: bool = False,
+    **limits: Unpack[Limits],
 ) -> None:
-    """Print the `top` classes of every image with a run's student: `student`, or what `select` takes.
+    """Print the `top` classes of every image by a run's student: `student`, or the one that `select` chooses.
 
-    images: files, folders (with those below) and patterns. Raises UserError before anything is printed: for an
-    image that cannot be read, for a name together with a budget.
+    images: files, folders (including their subfolders) and patterns. Raises UserError before anything is printed:
+    for an image that cannot be read, and for a student's name together with a budget.
     """
-    limits = {name: limit for name, limit in (limits or {}).items() if limit is not None}
-    if student is not None and (limits or percentile):
+    if student is not None and any(limit is not None for limit in limits.values()):
         raise UserError("name a --student or a budget, not both")
-    budget = Budget.parse(percentile=percentile, **limits)
+    budget = Budget.parse(**limits)
     ladder = load_ladder(find_run(run))
     variant = ladder.variant(student) if student else ladder.explain(budget, threads=threads).demand()
     paths = list(dict.fromkeys(path for image in images for path in image_files(image)))
     guesses = _session(ladder, variant, threads).predict(paths, top)
-    talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on V")
+    talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on val")
     if json_output:
         labelled = [
             {"path": path, "top": [{"label": g.label, "probability": g.probability} for g in best]}
@@ -57,14 +56,14 @@ def predict(
 
 
 def image_files(image: str) -> Iterator[str]:
-    """The image files that a file's name, a folder's or a pattern stands for. Raises UserError for none."""
+    """The image files that a name of a file or folder, or a pattern, refers to. Raises UserError for none."""
     from mcd_cli.data.listing import Walk
 
     path = Path(image)
     if path.is_dir():
         files = [os.path.join(image, file.path) for file in Walk(path).images("")]
         if not files:
-            raise UserError(f"the folder {image!r} holds no images")
+            raise UserError(f"the folder {image!r} contains no images")
         yield from files
     elif path.exists() or not glob.has_magic(image):
         yield image
@@ -77,7 +76,7 @@ def image_files(image: str) -> Iterator[str]:
 
 
 def _session(ladder: Ladder, variant: Variant, threads: int) -> Session:
-    """The exported file; the weights themselves while there is none."""
+    """The exported file in onnxruntime, or the weights in torch if there is none."""
     if variant.file is not None or variant.format != FLOAT32:
         return variant.session(threads)
     import torch

@@ -1,4 +1,4 @@
-"""`mcd profile`: what architectures, or a run's students, cost; alone, Table 3 beside the paper's figures."""
+"""`mcd profile`: the cost of architectures or of a run's students; by default, the paper's Table 3 beside ours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from mcd_cli.cli.options import INPUT_SHAPE, NUM_CLASSES
 from mcd_cli.comparison.paper import SHAPES, TABLE_3, Shape, agrees
 from mcd_cli.errors import UserError, reason_of
 from mcd_cli.export.latency import Conditions, keep, of_architecture, of_student, parse_batches
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
     from mcd_cli.ladder.schema import Timing
     from mcd_cli.models.cost import Cost
 
-INPUT_SHAPE, NUM_CLASSES = "3x32x32", 100
-LARGEST_SIDE = 2048  # pixels; the count runs one forward pass
-CONVENTION = "one multiply-add is one MAC, of one image; BatchNorm counts as params, not as MACs"
+LARGEST_SIDE = 2048  # pixels; counting runs one forward pass
+CONVENTION = "MACs are multiply-adds for one image; BatchNorm counts towards params, not MACs"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network on one input, with the paper's (MACs, params) where Table 3 has them."""
+    """One network on one input, with the paper's (MACs, params) if it is in Table 3."""
 
     name: str
     arch: str
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def agrees(self) -> tuple[bool, bool]:
-        """Whether the paper's MACs and params are ours, rounded or truncated."""
+        """Whether ours, rounded or truncated, are the paper's MACs and params."""
         assert self.paper is not None
         return agrees(self.cost.macs, self.paper[0]), agrees(self.cost.params, self.paper[1])
 
@@ -63,10 +63,10 @@ def profile(
     plot: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Print MACs, parameters and bytes of architectures or of a run's students; alone, Table 3.
+    """Print MACs, parameters and bytes of architectures or of a run's students; by default, Table 3.
 
-    latency: measure on onnxruntime too, kept in the run's manifest. plot: draw the run's pictures into its folder.
-    Raises UserError for an unknown architecture, what is no shape, and options that contradict each other.
+    latency: measure in onnxruntime too, and store it in the run's manifest. plot: draw the run's plots into its
+    folder. Raises UserError for an unknown architecture, an invalid shape, and options that contradict each other.
     """
     is_table_3 = not archs and run is None
     if archs and run is not None:
@@ -78,7 +78,7 @@ def profile(
     if is_table_3 and latency:
         raise UserError("--latency needs architectures or --run, for example: mcd profile resnet10-s --latency")
     if plot and run is None:
-        raise UserError("--plot draws a run's pictures; name it: --run DIR")
+        raise UserError("--plot draws the plots of a run; name it: --run DIR")
     how = Conditions(parse_batches(batch), threads, warmup, runs)
     ladder = None if run is None else _ladder(run)
     if ladder is not None:
@@ -105,19 +105,19 @@ def profile(
     talk().print(CONVENTION)
     for row in rows:
         if row.cost.uncounted:
-            talk().print(f"{row.name}: not counted, and perhaps multiply-adds: {', '.join(row.cost.uncounted)}")
+            talk().print(f"{row.name}: operators without a MAC count: {', '.join(row.cost.uncounted)}")
 
 
 def parse_shape(text: str) -> Shape:
     """`3x96x96` → (3, 96, 96): colour channels, height, width. Raises UserError."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text, re.ASCII)
     if match is None:
-        raise UserError(f"--input {text!r} is no image shape; write it like 3x96x96 (channels, height, width)")
+        raise UserError(f"--input {text!r} is not an image shape; write it like 3x96x96 (channels, height, width)")
     channels, height, width = (int(side) for side in match.groups())
     if channels != 3:
         raise UserError(f"--input {text}: the networks take 3 colour channels; write it like 3x{height}x{width}")
     if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
-        raise UserError(f"--input {text}: height and width must lie between 1 and {LARGEST_SIDE}")
+        raise UserError(f"--input {text}: height and width must be between 1 and {LARGEST_SIDE}")
     return channels, height, width
 
 
@@ -132,7 +132,7 @@ def _table_3_rows() -> list[Row]:
 
 def _arch_rows(archs: Sequence[str], shape: Shape, num_classes: int) -> list[Row]:
     if not 0 < num_classes <= 10**6:
-        raise UserError(f"--classes {num_classes} must lie between 1 and 1000000")
+        raise UserError(f"--classes {num_classes} must be between 1 and 1000000")
     for arch in archs:
         ARCHITECTURES.check(arch)  # before torch is imported
     return [Row(arch, arch, shape, num_classes, _cost(arch, shape, num_classes)) for arch in archs]
@@ -145,7 +145,6 @@ def _ladder(run: str | Path) -> Ladder:
 
 
 def _measured(rows: Sequence[Row], ladder: Ladder | None, how: Conditions) -> dict[str, list[Timing]]:
-
     if ladder is None:
         return {row.name: of_architecture(row.arch, row.input_shape, row.num_classes, how) for row in rows}
     timings = {student.name: of_student(student, ladder, how) for student in ladder.students}
@@ -169,7 +168,7 @@ def _run_rows(ladder: Ladder) -> list[Row]:
         if (cost.macs, cost.params) != (student.macs, student.params):
             talk().print(
                 f"{student.name}: the manifest says {student.macs:,} MACs and {student.params:,} params, but "
-                f"{student.arch} has {cost.macs:,} and {cost.params:,}; is the run of another mcd?"
+                f"{student.arch} has {cost.macs:,} and {cost.params:,}; was the run made by another version of mcd?"
             )
         rows.append(Row(student.name, student.arch, shape, num_classes, cost))
     return rows
@@ -180,7 +179,7 @@ def _cost(arch: str, shape: Shape, num_classes: int) -> Cost:
 
     from mcd_cli.models import cost
 
-    torch.set_num_threads(1)  # one image: threads would only wait for each other
+    torch.set_num_threads(1)  # for one image, more threads only wait for each other
     network = build(arch, num_classes)
     try:
         return cost.profile(network, shape)
@@ -220,19 +219,19 @@ def _print_table_3(console: Console, rows: Sequence[Row]) -> None:
             ours = (f"{row.cost.macs / 1e6:.2f} M", f"{row.cost.params:,}")
             paper = [p + (" *", "  ")[agreed] for p, agreed in zip(row.paper, row.agrees, strict=True)]
             odd += [
-                f"{row.arch} on {names[shape]}, {value} against {printed}"
+                f"{row.arch} on {names[shape]}, {value}, not {printed}"
                 for value, printed, agreed in zip(ours, row.paper, row.agrees, strict=True)
                 if not agreed
             ]
             drawn.add_row(row.arch, ours[0], paper[0], ours[1], paper[1])
         console.print(drawn)
         console.print()
-    console.print("The paper truncates some figures and rounds others (16.63 M is its 16 M, 2.86 M its 3 M).")
-    console.print(f"* neither truncated nor rounded do they agree: {'; '.join(odd)}.")
+    console.print("The paper truncates some figures and rounds others (it prints 16.63 M as 16 M, 2.86 M as 3 M).")
+    console.print(f"* agrees neither truncated nor rounded: {'; '.join(odd)}.")
 
 
 def _document(row: Row, by_layer: bool, timings: Mapping[str, list[Timing]], how: Conditions) -> dict[str, Any]:
-    """Numbers unscaled: multiply-adds of one image, parameters, bytes."""
+    """A row of the JSON document. Numbers are in base units: MACs of one image, parameters, bytes."""
     document: dict[str, Any] = {
         "name": row.name,
         "arch": row.arch,
@@ -273,4 +272,4 @@ def _print_latencies(console: Console, timings: dict[str, list[Timing]], how: Co
             rate = f"{1000 * t.batch / t.p50_ms:,.0f}{' (slower than float32)' * slower}"
             drawn.add_row(shown, str(t.batch), *times, rate)
     console.print(drawn)
-    talk().print(f"latency of one call on onnxruntime's CPU, {how.warmup} warm-up and {how.runs} timed calls each")
+    talk().print(f"latency per call of onnxruntime on the CPU, {how.warmup} warm-up and {how.runs} timed calls each")

@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: bars, a line per epoch, warnings."""
+"""The progress of a run on stderr: bars, a line per epoch, warnings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mcd_cli.reporting.console import talk
 
 
 class View:
-    """The live view on stderr: a bar on a terminal, a line per epoch elsewhere, warnings always."""
+    """Shows the events of a run: a bar on a terminal, a line per epoch elsewhere, warnings always."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -47,7 +47,7 @@ class View:
                 self._epoch(record)
             case StageEnded(stage, accuracy):
                 self.close()
-                self.console.print(f"{stage}: {_accuracies(accuracy)} on V at its best")
+                self.console.print(f"{stage}: {_accuracies(accuracy)} on val at the best epoch")
 
     def say(self, text: str) -> None:
         self(InfoMessage(text))
@@ -59,8 +59,8 @@ class View:
 
     def _start(self, event: StageStarted) -> None:
         self.num_epochs[event.stage] = event.num_epochs
-        going_on = f", going on from step {event.step}" if event.step else ""
-        self.console.print(f"{event.stage}: {', '.join(event.students)}, {event.num_epochs} epochs{going_on}")
+        resumed = f", resuming from step {event.step}" if event.step else ""
+        self.console.print(f"{event.stage}: {', '.join(event.students)}, {event.num_epochs} epochs{resumed}")
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -78,10 +78,10 @@ class View:
         accuracy = {name: student.val_accuracy for name, student in record.students.items()}
         if self.progress is not None and self.task is not None:
             mean = sum(accuracy.values()) / len(accuracy)
-            self.progress.update(self.task, description=f"{record.stage}  V {mean:.1%}")
+            self.progress.update(self.task, description=f"{record.stage}  val {mean:.1%}")
         else:
             done = f"{record.epoch}/{self.num_epochs[record.stage]}"
-            self.console.print(f"{record.stage} {done}: {_accuracies(accuracy)} on V")
+            self.console.print(f"{record.stage} {done}: {_accuracies(accuracy)} on val")
 
 
 def _accuracies(accuracy: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""`mcd report`: a finished run as one HTML page and a model card; their paths on stdout."""
+"""`mcd report`: writes a finished run as one HTML page and a model card, and prints their paths."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SHOWN = {
         "Accuracy over cost",
         "test accuracy over MACs, from the warm start to the distilled student",
     ),
-    TRAINING_PLOT: ("Training", "accuracy on V by epoch, and C-NET's weights where it has learned any"),
+    TRAINING_PLOT: ("Training", "accuracy on val by epoch, and the loss weights if C-NET learned them"),
     COORDINATOR_PLOT: (
         "What C-NET learned",
-        "weights by epoch and by class; images with the most and least of the teacher",
+        "loss weights by epoch and by class; images with the most and the least weight on the teacher",
     ),
 }
 MAX_PICTURE = 2**25  # bytes
 
 
 def report(run: str | Path | None = None, *, out: str | None = None, json_output: bool = False) -> None:
-    """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError where it cannot."""
+    """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError if it cannot."""
     folder = find_run(run)
     ladder = load_ladder(folder)
     if out is None:
@@ -50,16 +50,14 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     what = replace(what, title="Model card")
     story = coordinator(ladder, read_metrics(folder))
     images = render(ladder)
-    drawn = (
-        folder / f"{COORDINATOR_PLOT}.svg"
-    )  # with the images themselves, which only a run with its data at hand can draw
+    drawn = folder / f"{COORDINATOR_PLOT}.svg"  # shows training images, which only training itself can draw
     if drawn.is_file() and drawn.stat().st_size <= MAX_PICTURE:
         images[drawn.name] = drawn.read_bytes()
     pictures = {
         title: (images[f"{name}.svg"], shown) for name, (title, shown) in SHOWN.items() if f"{name}.svg" in images
     }
     recipe = folder / RECIPE
-    toml = recipe.read_text(encoding="utf-8") if recipe.is_file() else "(not there)"
+    toml = recipe.read_text(encoding="utf-8") if recipe.is_file() else "(missing)"
     name = f"{ladder.dataset.name}, {ladder.method}"
     note = f"{folder.resolve().name}; mcd {ladder.version}; {ladder.created}"
     page = to_html(f"Ladder: {name}", note, [first, story, what, *others], pictures, toml)

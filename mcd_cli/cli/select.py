@@ -1,13 +1,13 @@
-"""`mcd select`: the student's name on stdout, the reasons on stderr. No torch."""
+"""`mcd select`: prints the student's name on stdout and the reasons on stderr. Never imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from mcd_cli.errors import unknown
-from mcd_cli.ladder.budget import Budget, Candidate, Choice, Quantity
+from mcd_cli.ladder.budget import Budget, Candidate, Choice, Limits
 from mcd_cli.ladder.latency import hardware_key, recorded
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
 from mcd_cli.ladder.variants import FLOAT32, Variant
@@ -20,33 +20,21 @@ PRINTED = ("name", "weights", "onnx")
 def select(
     run: str | Path | None = None,
     *,
-    max_macs: Quantity | None = None,
-    max_params: Quantity | None = None,
-    max_size: Quantity | None = None,
-    max_latency: Quantity | None = None,
-    min_accuracy: Quantity | None = None,
-    percentile: str | None = None,
     threads: int = 1,
     print_: str = "name",
     json_output: bool = False,
     quiet: bool = False,
+    **limits: Unpack[Limits],
 ) -> None:
-    """Print the most accurate student on V of a run (default: the newest) that fits every limit.
+    """Print the student of a run (default: the newest) that has the highest accuracy on val within the limits.
 
-    print_: its name, or the path of its weights (int8 has none and is left out then) or of its ONNX file. Raises
-    NothingFits, after the explanation (and the JSON document, with "student": null); UserError for a limit that
-    is no quantity or cannot be measured yet, and for an ONNX file that is not there.
+    print_: its name, the path of its weights (then without int8, which has none), or that of its ONNX file. Raises
+    NothingFits after the explanation (and the JSON document, with "student": null); UserError for a limit that
+    is no quantity or cannot be measured yet, and for a missing ONNX file.
     """
     if print_ not in PRINTED:
-        raise unknown("thing to --print", print_, PRINTED)
-    budget = Budget.parse(
-        max_macs=max_macs,
-        max_params=max_params,
-        max_size=max_size,
-        max_latency=max_latency,
-        min_accuracy=min_accuracy,
-        percentile=percentile,
-    )
+        raise unknown("value of --print", print_, PRINTED)
+    budget = Budget.parse(**limits)
     ladder = load_ladder(find_run(run))
     choice = ladder.explain(budget, int8=print_ != "weights", threads=threads)
     if not quiet:
@@ -67,15 +55,17 @@ def _printed(ladder: Ladder, chosen: Variant, what: str) -> str:
 
 def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
     console = talk()
-    console.print(f"{ladder.folder}: {str(choice.budget) or 'no limit'}; accuracy on V decides, test is only shown")
+    console.print(
+        f"{ladder.folder}: {str(choice.budget) or 'no limit'}; chosen by accuracy on val; test is for information"
+    )
     timed = any(candidate.variant.latency_ms is not None for candidate in choice.candidates)
     percentile = choice.budget.percentile
-    columns = ["student", "MACs", "params", "size", "of", *[percentile] * timed, "V %", "test %", "front", "fits"]
+    columns = ["student", "MACs", "params", "size", "of", *[percentile] * timed, "val %", "test %", "front", "fits"]
     drawn = table(console, *columns)
     for candidate in choice.candidates:
         drawn.add_row(*_row(candidate, timed), style="bold" if candidate.variant is choice.chosen else None)
     console.print(drawn)
-    console.print(f"front *: nothing else is as accurate on V for as few MACs, bytes{' and milliseconds' * timed}")
+    console.print(f"front *: no other is as accurate on val for as few MACs, bytes{' and milliseconds' * timed}")
     if timed:
         here = hardware_key(threads)
         variants = [candidate.variant for candidate in choice.candidates]
@@ -104,12 +94,12 @@ def _row(candidate: Candidate, timed: bool) -> list[str]:
 
 
 def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
-    """Numbers unscaled: MACs, bytes, milliseconds, fractions."""
+    """The JSON document. Numbers are in base units: MACs, bytes, milliseconds, fractions."""
     return {
         "run": str(ladder.folder),
         "student": choice.chosen and choice.chosen.name,
         "onnx": choice.chosen and choice.chosen.file and str(choice.chosen.file),
-        "budget": choice.budget.limits(),
+        "budget": dict(choice.budget.limits),
         "percentile": choice.budget.percentile,
         "nearest_miss": choice.nearest and choice.nearest.variant.name,
         "students": [_candidate(candidate) for candidate in choice.candidates],

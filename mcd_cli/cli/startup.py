@@ -1,4 +1,4 @@
-"""Quick to start and to end: torch brings some 1,700 modules, which Python would scan again and again."""
+"""Start and end quickly: torch imports some 1,700 modules, which the garbage collector would scan repeatedly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NoReturn
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """What is imported within is never looked through for garbage: a fifth of the time that importing torch takes."""
-    if "torch" in sys.modules:  # and with it much else, whose garbage must not be kept
+    """Exclude what is imported within from garbage collection: saves a fifth of the time that importing torch takes."""
+    if "torch" in sys.modules:  # and other objects exist, which must stay collectable
         yield
         return
     gc.disable()
@@ -25,8 +25,8 @@ def quick_imports() -> Iterator[None]:
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process now, its files closed and its output written: taking all modules apart would take a second."""
+    """End the process as soon as its output is written: tearing all modules down would take a second."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # whoever read it has left
+        with contextlib.suppress(OSError):  # the reader has closed the pipe
             stream.flush()
     os._exit(code)

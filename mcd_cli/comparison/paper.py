@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside ours: Tables 1, 2 and 4 (accuracy, in paper.toml), Table 3 (cost)."""
+"""The paper's figures, printed beside ours: Tables 1, 2 and 4 (accuracy, in paper.toml), Table 3 (cost)."""
 
 from __future__ import annotations
 

@@ -139,7 +139,9 @@ class Run:
             check_teacher(self.teacher, self.loader, self.force, self.emit)
         if self.recipe.train_on_val:
             self.emit(
-                WarningMessage("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images")
+                WarningMessage(
+                    "training uses val: it picks no checkpoint, and val accuracy says nothing about new images"
+                )
             )
 
     @property

@@ -37,7 +37,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     method = METHODS.load(recipe.method)(recipe.distill)
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:
-        raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
+        raise UserError(f"train_on_val: {recipe.method} learns its loss weights on val; use a method without a C-NET")
     ce = CE(recipe.distill)
     plans = []
     if train_teacher:

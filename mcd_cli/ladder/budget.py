@@ -1,9 +1,10 @@
-"""Choosing a student under a budget: every limit is hard, and the nearest miss is named."""
+"""Choose a student under a budget. Every limit is hard; where nothing fits, the nearest miss is named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 from mcd_cli import quantities
 from mcd_cli.errors import NothingFits, UserError, unknown
@@ -13,69 +14,72 @@ Quantity = str | int | float
 PERCENTILES = ("p50", "p90", "p99")
 
 
+class Limits(TypedDict, total=False):
+    """A budget as people write it: "16M", "400KB", "2ms", "72%", or numbers in base units. None: no limit."""
+
+    max_macs: Quantity | None
+    max_params: Quantity | None
+    max_size: Quantity | None
+    max_latency: Quantity | None
+    min_accuracy: Quantity | None
+    percentile: str | None
+
+
 @dataclass(frozen=True)
-class _Cost:
-    """One thing that a budget limits: how it is read, how it is shown, where a student's variant has it."""
+class _Measure:
+    """Something that a budget limits: how to read it, how to show it, and what it is of a variant."""
 
     parse: Callable[[Quantity], float]
     show: Callable[[float, int | None], str]
     of: Callable[[Variant], float | None]
 
 
-_COSTS = {
-    "max_macs": _Cost(quantities.count, quantities.show_count, lambda variant: variant.student.macs),
-    "max_params": _Cost(quantities.count, quantities.show_count, lambda variant: variant.student.params),
-    "max_size": _Cost(quantities.size, quantities.show_size, lambda variant: variant.bytes),
-    "max_latency": _Cost(quantities.duration, quantities.show_ms, lambda variant: variant.latency_ms),
+_MEASURES = {
+    "max_macs": _Measure(quantities.count, quantities.show_count, lambda variant: variant.student.macs),
+    "max_params": _Measure(quantities.count, quantities.show_count, lambda variant: variant.student.params),
+    "max_size": _Measure(quantities.size, quantities.show_size, lambda variant: variant.bytes),
+    "max_latency": _Measure(quantities.duration, quantities.show_ms, lambda variant: variant.latency_ms),
+    "min_accuracy": _Measure(
+        quantities.accuracy, lambda share, _: quantities.show_percent(share), lambda variant: variant.val
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits in base units: MACs, parameters, bytes, milliseconds, a fraction on V.
+    """Limits by name, in base units: MACs, parameters, bytes, milliseconds, a fraction of val.
 
-    Bytes are those of the ONNX file where a student is exported, else of its weights; the latency is that
-    percentile of onnxruntime's calls with one image.
+    Bytes are those of the ONNX file if the student is exported, else of its weights; the latency is the given
+    percentile over calls of onnxruntime with one image.
     """
 
-    max_macs: float | None = None
-    max_params: float | None = None
-    max_size: float | None = None
-    max_latency: float | None = None
-    min_accuracy: float | None = None
-    percentile: str = "p50"
+    limits: Mapping[str, float] = field(default_factory=dict)
+    percentile: str = PERCENTILES[0]
 
     @classmethod
     def parse(cls, *, percentile: str | None = None, **limits: Quantity | None) -> Budget:
-        """Limits as people write them ("16M", "400KB", "2ms", "72%"), or numbers. Raises UserError."""
+        """Read `Limits`. Raises UserError for an unknown limit and for one that is no quantity."""
         if percentile not in (None, *PERCENTILES):
             raise unknown("percentile", str(percentile), PERCENTILES)
         if percentile is not None and limits.get("max_latency") is None:
-            raise UserError(f"--percentile {percentile} is of a latency; add --max-latency, for example 2ms")
+            raise UserError(f"--percentile {percentile} needs a limit; add --max-latency, for example 2ms")
         parsed: dict[str, float] = {}
         for name, written in limits.items():
+            if name not in _MEASURES:
+                raise unknown("limit", name, _MEASURES)
             if written is None:
                 continue
             try:
-                cost = _COSTS.get(name)
-                parsed[name] = cost.parse(written) if cost else quantities.accuracy(written)
+                parsed[name] = _MEASURES[name].parse(written)
             except UserError as error:
                 raise UserError(f"{_option(name)}: {error}") from None
-            if cost and parsed[name] == 0:
+            if parsed[name] == 0 and not _is_minimum(name):
                 raise UserError(f"{_option(name)} {written}: every student costs something; allow more than 0")
-        return cls(**parsed, percentile=percentile or "p50")
-
-    def limits(self) -> dict[str, float]:
-        """What is limited, by name."""
-        named = {name: getattr(self, name) for name in (*_COSTS, "min_accuracy")}
-        return {name: limit for name, limit in named.items() if limit is not None}
+        return cls({name: parsed[name] for name in _MEASURES if name in parsed}, percentile or PERCENTILES[0])
 
     def __str__(self) -> str:
-        written = [
-            f"{_option(name)} {_COSTS[name].show(limit, None) if name in _COSTS else quantities.show_percent(limit)}"
-            for name, limit in self.limits().items()
-        ]
-        return " ".join(written + [f"--percentile {self.percentile}"] * (self.percentile != "p50"))
+        written = [f"{_option(name)} {_MEASURES[name].show(limit, None)}" for name, limit in self.limits.items()]
+        return " ".join(written + [f"--percentile {self.percentile}"] * (self.percentile != PERCENTILES[0]))
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,12 @@ class Miss:
         return abs(self.need - self.budget) / self.budget
 
     def __str__(self) -> str:
-        cost = _COSTS.get(self.limit)
-        if cost is None:
+        if _is_minimum(self.limit):
             points = _two_digits(100 * (self.budget - self.need))
-            return f"reaches {quantities.show_percent(self.need)} on V: {points} points short"
-        need = cost.show(self.need, 3)
-        if need == cost.show(self.budget, 3):
+            return f"reaches {quantities.show_percent(self.need)} on val: {points} points short"
+        show = _MEASURES[self.limit].show
+        need = show(self.need, 3)
+        if need == show(self.budget, 3):
             need = f"{self.need:,}"  # too near for three digits
         if self.excess > 10:
             return f"needs {need}{self.noun}: {self.need / self.budget:,.0f} times the budget"
@@ -107,11 +111,11 @@ class Miss:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A student against the budget; it fits where it misses nothing."""
+    """A student, and the limits that it misses; it fits if there are none."""
 
     variant: Variant
     misses: tuple[Miss, ...]
-    on_front: bool  # nothing else is as cheap (MACs and bytes) and as accurate on V, and better in one of them
+    on_front: bool  # nothing else is as cheap (MACs and bytes) and as accurate on val, and better in one of them
 
     @property
     def fits(self) -> bool:
@@ -119,7 +123,7 @@ class Candidate:
 
     @property
     def excess(self) -> float:
-        """How far off the limit is that it breaks worst; 0 where it fits."""
+        """The excess of its worst miss; 0 if it fits."""
         return max((miss.excess for miss in self.misses), default=0.0)
 
     def __str__(self) -> str:
@@ -128,7 +132,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, if anything, and why: all variants in the ladder's order, and the nearest miss."""
+    """The chosen variant, if any, and the reasons: all variants in the order of the ladder, and the nearest miss."""
 
     budget: Budget
     candidates: tuple[Candidate, ...]
@@ -136,10 +140,10 @@ class Choice:
     nearest: Candidate | None
 
     def demand(self) -> Variant:
-        """The chosen student; raises NothingFits, which names what is missing."""
+        """The chosen variant; raises NothingFits, which names the nearest miss."""
         if self.chosen is not None:
             return self.chosen
-        assert self.nearest is not None, "a ladder has students, and where none fits each one misses"
+        assert self.nearest is not None, "a ladder has students, and those that do not fit miss a limit"
         smallest = min(self.candidates, key=lambda candidate: _cost(candidate.variant, self.budget))
         if smallest is self.nearest:
             raise NothingFits(f"no student fits {self.budget}; the smallest comes nearest: {smallest}")
@@ -147,9 +151,10 @@ class Choice:
 
 
 def choose(variants: Sequence[Variant], budget: Budget) -> Choice:
-    """The most accurate on V that fits every limit; ties go to fewer MACs, then less of a limited time, then bytes.
+    """The variant with the highest accuracy on val that fits every limit.
 
-    Raises UserError where a limit is on something that has not been measured.
+    Of equals, the one with fewer MACs, then the lower latency if that is limited, then fewer bytes. Raises UserError
+    for a limit on a latency that has not been measured.
     """
     candidates = tuple(
         Candidate(variant, _misses(variant, budget), _on_front(variant, variants)) for variant in variants
@@ -171,28 +176,24 @@ def _misses(variant: Variant, budget: Budget) -> tuple[Miss, ...]:
         "max_latency": f" ({budget.percentile})",
     }
     misses = []
-    for name, limit in budget.limits().items():
-        if name == "min_accuracy":
-            if variant.val < limit:
-                misses.append(Miss(name, variant.val, limit))
-            continue
-        need = _COSTS[name].of(variant)
+    for name, limit in budget.limits.items():
+        need = _MEASURES[name].of(variant)
         if need is None:
             raise UserError(
-                f"{_option(name)}: the latency of {variant.name} has not been measured; `mcd profile` does it"
+                f"{_option(name)}: the latency of {variant.name} has not been measured; run mcd profile --latency"
             )
-        if need > limit:
+        if need < limit if _is_minimum(name) else need > limit:
             misses.append(Miss(name, need, limit, nouns.get(name, "")))
     return tuple(misses)
 
 
 def _cost(variant: Variant, budget: Budget) -> tuple[float, ...]:
-    timed = budget.max_latency is not None and variant.latency_ms is not None
+    timed = "max_latency" in budget.limits and variant.latency_ms is not None
     return variant.student.macs, (variant.latency_ms or 0.0) * timed, variant.bytes
 
 
 def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
-    """Pareto-optimal in MACs, bytes, latency (where every variant has one) and accuracy on V."""
+    """Pareto-optimal in MACs, bytes, latency (where every variant has one) and accuracy on val."""
     timed = all(other.latency_ms is not None for other in variants)
 
     def of(variant: Variant) -> tuple[float, ...]:
@@ -202,12 +203,16 @@ def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
     return not any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in others)
 
 
+def _is_minimum(name: str) -> bool:
+    return name.startswith("min_")
+
+
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def _two_digits(percent: float) -> str:
-    """Two digits of something above 0, which is never shown as 0."""
+    """Two digits; what is above 0 is never shown as 0."""
     if percent < 0.01:
         return "less than 0.01"
     return f"{percent:.2g}" if percent < 10 else f"{percent:.0f}"

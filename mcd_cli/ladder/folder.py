@@ -49,7 +49,7 @@ class RunFolder:
     def create(cls, out: str | None, recipe: Recipe) -> RunFolder:
         """--out DIR itself (refused when not empty), or the next free runs/<dataset>-<method>-<n>."""
         if out == "":
-            raise UserError("--out names no folder")
+            raise UserError("--out is empty; name a folder")
         if out is None:
             name = os.path.basename(os.path.realpath(as_path(recipe.dataset)))
             made = next_folder(Path("runs"), f"{name}-{recipe.method}")
@@ -73,7 +73,7 @@ class RunFolder:
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)
-        sweep(folder)  # locked: whoever left something there is gone
+        sweep(folder)  # the folder is locked, so what lies there was left by a dead process
         return opened, recipe
 
     def __truediv__(self, name: str) -> Path:
@@ -172,7 +172,7 @@ def make_folder(path: Path) -> list[Path]:
                 folder.mkdir()
                 made.insert(0, folder)
         if any(path.iterdir()):
-            raise UserError(f"{path} is not empty; name another --out, or go on with --resume {path}")
+            raise UserError(f"{path} is not empty; name another --out, or resume it: --resume {path}")
     except OSError as error:
         for folder in made:
             folder.rmdir()

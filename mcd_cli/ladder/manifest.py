@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Unpack
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
 
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small, write_whole
-from mcd_cli.ladder.budget import Budget, Choice, Quantity, choose
+from mcd_cli.ladder.budget import Budget, Choice, Limits, choose
 from mcd_cli.ladder.documents import FINITE, Plain, read
 from mcd_cli.ladder.folder import MANIFEST
 from mcd_cli.ladder.latency import hardware_key, measure, recorded
@@ -112,34 +112,18 @@ class Ladder:
         choices = [
             variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
         ]
-        if budget.max_latency is not None or any(student.latency for student in self.students):
+        if "max_latency" in budget.limits or any(student.latency for student in self.students):
             here = hardware_key(threads)
             choices = [_timed(variant, budget, here, threads) for variant in choices]
         return choose(choices, budget)
 
-    def select(
-        self,
-        *,
-        max_macs: Quantity | None = None,
-        max_params: Quantity | None = None,
-        max_size: Quantity | None = None,
-        max_latency: Quantity | None = None,
-        min_accuracy: Quantity | None = None,
-        percentile: str | None = None,
-    ) -> StudentEntry:
-        """The most accurate float32 student on V within hard limits: "16M", "400KB", "2ms", "72%", or numbers.
+    def select(self, **limits: Unpack[Limits]) -> StudentEntry:
+        """The float32 student with the highest accuracy on val within the limits: "16M", "400KB", "2ms", "72%".
 
         (int8 has no weights to load: `explain` has it among its choices, `session` opens it.) Raises NothingFits,
         naming the nearest miss; UserError for what is no quantity or cannot be measured yet.
         """
-        budget = Budget.parse(
-            max_macs=max_macs,
-            max_params=max_params,
-            max_size=max_size,
-            max_latency=max_latency,
-            min_accuracy=min_accuracy,
-            percentile=percentile,
-        )
+        budget = Budget.parse(**limits)
         return self.explain(budget, int8=False).demand().student
 
 
@@ -149,7 +133,7 @@ _LADDER = TypeAdapter(Ladder)
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:
     """With its latency at the budget's percentile; measured now only where the budget limits it."""
     timing = recorded(variant.student, variant.format, 1, here)
-    if timing is None and budget.max_latency is not None:
+    if timing is None and "max_latency" in budget.limits:
         timing = measure({variant.format: variant.onnx()}, threads=threads)[variant.format]
     return variant if timing is None else replace(variant, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
 

@@ -37,7 +37,7 @@ def mcd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     assert isinstance(end.value.code, int)
     said = capsys.readouterr()
     assert "Traceback" not in said.err
-    assert "fault of mcd" not in said.err
+    assert "internal error" not in said.err
     return end.value.code, said.out, said.err
 
 
@@ -59,12 +59,12 @@ def test_select_feeds_export_and_predict(
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        ("select --max-macs 1M --max-macs 2M", 2, "--max-macs stands 2 times (1M, 2M); give it once"),
+        ("select --max-macs 1M --max-macs 2M", 2, "--max-macs was given 2 times (1M, 2M); give it once"),
         ("select --percentile p90", 2, "add --max-latency"),
         ("select --max-latency 2ms --percentile p95", 2, "unknown percentile 'p95'"),
         ("select --max-macs 2ms", 2, "--max-macs: '2ms' is not a count"),
         ("select --max-macs 10 --quiet", 3, "no student fits --max-macs 10"),
-        ("select --print paths", 2, "unknown thing to --print 'paths'"),
+        ("select --print paths", 2, "unknown value of --print 'paths'"),
         ("select --threads 0", 2, "--threads"),
         ("export --student resnet10-xs", 2, "did you mean resnet10-xxs"),
         ("export --student resnet10-xxs.int4", 2, "write resnet10-xxs or resnet10-xxs.int8"),

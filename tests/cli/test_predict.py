@@ -53,12 +53,12 @@ def test_labels_are_those_of_the_model(
 
 
 def test_a_line_per_image(deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
-    predict(["."], deployed, limits={"max_macs": "1G"})
+    predict(["."], deployed, max_macs="1G")
     said = capsys.readouterr()
     rows = [line.split() for line in said.out.splitlines()]
     assert [row[0] for row in rows] == [f"./{'more/' * (name > 'e')}{name}.png" for name in "abcdefghij"]
     assert all(row[1] in "0123456789" and row[2].endswith("%") for row in rows)
-    assert "on V" in said.err
+    assert "on val" in said.err
 
 
 def test_other_sizes_are_squared(deployed: Path, images: torch.Tensor) -> None:
@@ -79,18 +79,18 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
         "torn.png": "cannot read image 'torn.png'",
         "none.png": "cannot read image 'none.png': No such file",
         "none*.png": "no file matches 'none\\*.png'",
-        "empty": "holds no images",
+        "empty": "contains no images",
     }.items():
         with pytest.raises(UserError, match=why):
             predict(["a.png", image], deployed, student=NAME)
     with pytest.raises(UserError, match="name a --student or a budget, not both"):
-        predict(["a.png"], deployed, student=NAME, limits={"max_macs": "1G"})
+        predict(["a.png"], deployed, student=NAME, max_macs="1G")
     with pytest.raises(UserError, match="did you mean resnet10-xxs"):
         predict(["a.png"], deployed, student="resnet10-xx")
     with pytest.raises(UserError, match="is no form of a student"):
         predict(["a.png"], deployed, student=f"{NAME}.int4")
     with pytest.raises(NothingFits):
-        predict(["a.png"], deployed, limits={"max_macs": 1})
+        predict(["a.png"], deployed, max_macs=1)
     assert capsys.readouterr().out == ""
     assert list(image_files("more/f.png")) == ["more/f.png"]
 

@@ -116,7 +116,7 @@ def test_nothing_fits(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"max_macs": "16 apples"}, "--max-macs"),
         ({"min_accuracy": "72"}, "--min-accuracy"),
         ({"max_latency": "2ms"}, "resnet10-m is not exported; write it: mcd export --run runs/toy"),
-        ({"print_": "path"}, "unknown thing to --print"),
+        ({"print_": "path"}, "unknown value of --print"),
         ({"max_macs": "16M", "print_": "onnx", "json_output": False}, "resnet10-s is not exported"),
         ({"run": "elsewhere"}, "no run folder elsewhere"),
     ],

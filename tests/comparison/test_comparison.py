@@ -397,7 +397,7 @@ def test_a_dry_run_leaves_nothing(
     assert plan["estimate_seconds"] > 0
     assert (plan["recipe"]["label_noise"], plan["recipe"]["epochs"]) == (0.2, 2)
     assert [one["updates"] for one in plan["contenders"]] == [0, 4]
-    assert "warning: C-NET updates: mc-distil 4; under 500" in said.err
+    assert "warning: C-NET updates: mc-distil 4; fewer than 500" in said.err
     assert sorted(path.name for path in place.iterdir()) == ["noisy.toml", "tiny.toml"]
 
 
@@ -410,8 +410,8 @@ def test_a_dry_run_leaves_nothing(
         ("--seeds 1,1", "the seed 1 stands twice"),
         ("--out tiny.toml", "is a file or under one"),
         ("--resume nowhere", "nowhere is no comparison"),
-        ("--resume nowhere --methods kd", "--resume goes on with the plan in its folder"),
-        ("--paper --methods kd", "--paper: no block of the paper's tables"),
+        ("--resume nowhere --methods kd", "--resume uses the plan in its folder"),
+        ("--paper --methods kd", "--paper: the paper has no results"),
         ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu, cuda or mps"),
         ("--overlay none.toml", "recipe file none.toml does not exist"),
     ],
@@ -440,8 +440,8 @@ def test_an_interruption_names_the_way_back(
     with monkeypatch.context() as patch:
         patch.setattr(View, "__call__", lambda self, event: (seen(self, event), stop(event))[0])
         assert mcd(monkeypatch, "compare", *args) == 130
-    assert "go on with: mcd compare --resume runs/digits-compare-1" in capsys.readouterr().err
+    assert "resume with: mcd compare --resume runs/digits-compare-1" in capsys.readouterr().err
     assert mcd(monkeypatch, "compare", *args) == 0
     said = capsys.readouterr()
-    assert "going on from step 2" in said.err
+    assert "resuming from step 2" in said.err
     assert [path.name for path in (place / "runs").iterdir()] == ["digits-compare-1"]

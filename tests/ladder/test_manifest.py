@@ -373,11 +373,11 @@ def test_ties_go_to_the_cheaper(tmp_path: Path) -> None:
         (
             {"max_macs": "16M", "min_accuracy": "70%"},
             "--max-macs 16M --min-accuracy 70.0 %; nearest miss: m needs 16.2M: 1.1 % over; "
-            "smallest: xs reaches 65.0 % on V: 5 points short",
+            "smallest: xs reaches 65.0 % on val: 5 points short",
         ),
         (
             {"max_macs": "2M", "min_accuracy": "66%"},
-            "the smallest comes nearest: xs needs 2.86M: 43 % over and reaches 65.0 % on V: 1 points short",
+            "the smallest comes nearest: xs needs 2.86M: 43 % over and reaches 65.0 % on val: 1 points short",
         ),
     ],
 )
@@ -400,7 +400,7 @@ def test_nothing_fits_names_the_nearest_miss(tmp_path: Path, budget: dict[str, A
         ({"min_accuracy": "72"}, "--min-accuracy: .*above 1"),
         ({"max_latency": "2ms"}, "m is not exported; write it: mcd export --run .* --student m"),
         ({"max_latency": "soon"}, "--max-latency: 'soon' is not a duration"),
-        ({"percentile": "p90"}, "--percentile p90 is of a latency; add --max-latency"),
+        ({"percentile": "p90"}, "--percentile p90 needs a limit; add --max-latency"),
         ({"percentile": "p95", "max_latency": "2ms"}, "unknown percentile 'p95'"),
     ],
 )
@@ -425,7 +425,7 @@ def test_the_choice_against_every_possibility(
     ]
     choice = choose(
         [Variant(student) for student in students],
-        Budget(max_macs=max_macs, min_accuracy=None if min_accuracy is None else min_accuracy / 10),
+        Budget.parse(max_macs=max_macs, min_accuracy=None if min_accuracy is None else min_accuracy / 10),
     )
     fits = [(t, m) for m, t in costs if m <= (max_macs or 9) and t >= (min_accuracy or 0)]
     assert [c.fits for c in choice.candidates].count(True) == len(fits)

@@ -191,8 +191,8 @@ def test_alone_it_prints_table_3_and_marks_two_cells(capsys: pytest.CaptureFixtu
         assert printed.out.count(f"\n{arch} ") == 2
     cells = re.findall(r"[\d.]+ [KM] \*", printed.out)
     assert cells == ["4.92 M *", "12 M *"]
-    assert "resnet10 on CIFAR-100, 4,949,412 against 4.92 M" in printed.out
-    assert "resnet10-xs on Tiny-ImageNet, 11.44 M against 12 M" in printed.out
+    assert "resnet10 on CIFAR-100, 4,949,412, not 4.92 M" in printed.out
+    assert "resnet10-xs on Tiny-ImageNet, 11.44 M, not 12 M" in printed.out
     assert "truncates" in printed.out
     assert "3x64x64, 200 classes" in printed.out
     assert "multiply-add" in printed.err

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mcd_cli.cli.distill import DistillOptions, resolve
+from mcd_cli.cli.distill import resolve
+from mcd_cli.cli.options import DistillOptions
 from mcd_cli.errors import UserError
 from mcd_cli.recipe.loading import load_recipe, parse_recipe, parse_setting, recipe_names
 from mcd_cli.recipe.schema import Recipe, name_students
@@ -57,7 +58,7 @@ def test_default_recipe_set_flag(tmp_path: Path) -> None:
     asked = DistillOptions(
         recipe=str(tmp_path / "r.toml"),
         settings=["split_seed=2", "batch_size=12", "optimizer.momentum=0.5", "method=kd"],
-        overrides={"batch_size": 13},
+        batch_size=13,
     )
     recipe = resolve(asked)
     assert (recipe.seed, recipe.split_seed, recipe.batch_size) == (1, 2, 13)

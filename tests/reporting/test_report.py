@@ -83,7 +83,7 @@ def test_plot_into_the_run(ladder: Ladder, capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr()
     assert len(json.loads(said.out)["rows"]) == 2
     assert f"{ladder.folder}/training.svg" in said.err
-    with pytest.raises(UserError, match="--plot draws a run's pictures"):
+    with pytest.raises(UserError, match="--plot draws the plots of a run"):
         profile(["resnet10-s"], plot=True)
 
 

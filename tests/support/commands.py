@@ -34,7 +34,7 @@ def refused(
     assert len(lines) == 1, said.err
     assert said.err.splitlines()[-1] == lines[0]
     assert "Traceback" not in said.err
-    assert "fault of mcd" not in said.err
+    assert "internal error" not in said.err
     assert said.out == ""
     assert everything(place) == before
     return lines[0].removeprefix("mcd: ")

@@ -129,14 +129,14 @@ def parameters(command: Command) -> dict[str, Any]:
 def check_recipe(given: dict[str, Any]) -> None:
     """The names and values of a training command that the parser takes for text. Raises UserError."""
     overrides = {key: given[key] for key in OPTIONS_OF_RECIPE if given.get(key) is not None}
-    overrides |= dict(parse_setting(setting) for setting in given["set_"] or [])
+    overrides |= dict(parse_setting(setting) for setting in given["settings"] or [])
     if given["students"] is not None:
         overrides["students"] = given["students"].split(",")
     if (teacher := given["teacher"]) is not None and not re.search(r"[./]", teacher):
         overrides |= {"teacher.arch": teacher}
     name = given["recipe"]
     load_recipe(None if name == "mine.toml" else name, overrides, dataset=given["dataset"])  # mine.toml: below
-    for contender in [*(given.get("methods") or "").split(","), *(given.get("overlay") or [])]:
+    for contender in [*(given.get("methods") or "").split(","), *(given.get("overlays") or [])]:
         overlay = [*(ROOT / "recipes").glob(f"*/{contender}.toml"), *(ROOT / "recipes").glob(f"*/{contender}/")]
         if contender and contender not in METHODS and not overlay:
             raise UserError(f"no method or overlay {contender}")

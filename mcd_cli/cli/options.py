@@ -1,0 +1,250 @@
+"""Every command-line option, once: its flag, its type and its help text. Nothing heavy is imported here.
+
+A single option is an alias, used as `run: Run = None`. Options that belong together are the fields of a dataclass,
+which `flags.expand` turns into flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from typer import Argument, Option
+
+from mcd_cli.data import DATASETS
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.budget import PERCENTILES, Limits
+from mcd_cli.methods import METHODS
+from mcd_cli.norms import NORMS
+
+SEEDS = "0,1,2"
+INPUT_SHAPE, NUM_CLASSES = "3x32x32", 100
+
+_NEWEST = "the newest under ./runs"
+_THREADS = Option(metavar="N", min=1, max=1024, help="Number of CPU threads.")
+
+Run = Annotated[str | None, Option(metavar="DIR", help="Folder of a finished run.", show_default=_NEWEST)]
+DataRoot = Annotated[str | None, Option(metavar="DIR", help="Folder that holds the data set's files.")]
+Threads = Annotated[int, _THREADS]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", help="Print only warnings and the result.")]
+Debug = Annotated[bool, Option("--debug", help="Show the traceback of an internal error.")]
+
+# profile
+Archs = Annotated[
+    list[str] | None, Argument(metavar="ARCH", help="Architectures; by default, those of the paper's Table 3.")
+]
+InputShape = Annotated[str, Option("--input", metavar="3xHxW", help="Shape of one image.")]
+NumClasses = Annotated[int, Option("--classes", metavar="N", min=1, help="Number of classes.")]
+ProfiledRun = Annotated[str | None, Option("--run", metavar="DIR", help="Profile the students of this run.")]
+ByLayer = Annotated[bool, Option("--by-layer", help="Show the cost of each layer.")]
+Latency = Annotated[bool, Option("--latency", help="Also measure latency in onnxruntime, and store it in the run.")]
+BatchSizes = Annotated[str, Option("--batch", metavar="N,N,…", help="Batch sizes to time, in addition to 1.")]
+Warmup = Annotated[int, Option(metavar="N", min=20, max=10**6, help="Number of calls before the timed ones.")]
+TimedCalls = Annotated[int, Option("--runs", metavar="N", min=200, max=10**6, help="Number of timed calls.")]
+Plot = Annotated[bool, Option("--plot", help="Draw the run's plots into its folder.")]
+
+# select
+Print = Annotated[
+    str, Option("--print", metavar="WHAT", help="What to print: name, or the path of its weights or onnx file.")
+]
+
+# export
+Format = Annotated[str, Option("--format", metavar="NAME", help="File format; onnx is the only one.")]
+ExportedStudents = Annotated[
+    list[str] | None,
+    Option(
+        "--student", metavar="NAME", help="Export only this student; NAME.int8 exports float32 and int8. Repeatable."
+    ),
+]
+Int8 = Annotated[bool, Option("--int8", help="Also export int8, unless it loses too much accuracy on val.")]
+MaxDrop = Annotated[float, Option(metavar="POINTS", help="Accuracy on val that int8 may lose, in percentage points.")]
+Preprocess = Annotated[bool, Option("--preprocess/--no-preprocess", help="Include input normalisation in the file.")]
+ExportFolder = Annotated[
+    str | None, Option("--out", metavar="DIR", help="Folder for the files.", show_default="the run's exports/")
+]
+
+# predict
+Images = Annotated[list[str], Argument(metavar="IMAGE", help="Image files, folders or patterns.")]
+Student = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="Student to use; NAME.int8 for its int8 form.",
+        show_default="the most accurate within the budget",
+    ),
+]
+Top = Annotated[int, Option(metavar="N", min=1, help="Number of classes to print per image.")]
+
+# report
+ReportedRun = Annotated[str | None, Argument(metavar="DIR", help="Folder of a finished run.", show_default=_NEWEST)]
+ReportFolder = Annotated[
+    str | None, Option("--out", metavar="DIR", help="Folder for the two files.", show_default="the run's own")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """A budget. Its options are lists, so that repeating one is an error and does not silently replace it."""
+
+    max_macs: Annotated[list[str] | None, Option(metavar="COUNT", help="Maximum number of MACs, such as 16M.")] = None
+    max_params: Annotated[
+        list[str] | None, Option(metavar="COUNT", help="Maximum number of parameters, such as 320K.")
+    ] = None
+    max_size: Annotated[
+        list[str] | None,
+        Option(metavar="SIZE", help="Maximum size of the ONNX file (of the weights if not exported), such as 400KB."),
+    ] = None
+    max_latency: Annotated[
+        list[str] | None, Option(metavar="TIME", help="Maximum latency of one image in onnxruntime, such as 2ms.")
+    ] = None
+    min_accuracy: Annotated[
+        list[str] | None, Option(metavar="ACCURACY", help="Minimum accuracy on val, such as 0.72 or 72%.")
+    ] = None
+    percentile: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help=f"Which latency to compare: {', '.join(PERCENTILES)}.",
+            show_default=PERCENTILES[0],
+        ),
+    ] = None
+
+    def limits(self) -> Limits:
+        """The limits that were set; raises UserError for one that was set more than once."""
+        limits = {name: values for name, values in vars(self).items() if values}
+        for name, values in limits.items():
+            if len(values) > 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} was given {len(values)} times ({', '.join(values)}); give it once")
+        return cast(Limits, {name: value for name, (value,) in limits.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What `mcd distill` and `mcd compare` have in common."""
+
+    recipe: Annotated[
+        str | None,
+        Option(metavar="NAME|FILE", help="Name of a recipe, or a .toml file.", show_default="the data set's"),
+    ] = None
+    settings: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; repeatable.")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        Option(
+            metavar="NAME|DIR", help=f"Data set: {', '.join(DATASETS)}, or a folder of images.", show_default="digits"
+        ),
+    ] = None
+    data_root: DataRoot = None
+    image_size: Annotated[int | None, Option(metavar="PIXELS", help="Height and width of the images.")] = None
+    teacher: Annotated[
+        str | None, Option(metavar="FILE|ARCH", help="File of weights, or an architecture to train first.")
+    ] = None
+    teacher_arch: Annotated[
+        str | None,
+        Option(metavar="ARCH", help="Architecture of the teacher's file.", show_default="recognised from the weights"),
+    ] = None
+    teacher_norm: Annotated[
+        str | None,
+        Option(
+            metavar="NORM",
+            help=f"Input normalisation of the teacher's file: auto, {', '.join(NORMS)}, or R,G,B/R,G,B.",
+        ),
+    ] = None
+    students: Annotated[str | None, Option(metavar="ARCH,…", help="Students: arch,arch,… or name=arch,…")] = None
+    epochs: Annotated[int | None, Option(metavar="N", help="Epochs of distillation.")] = None
+    batch_size: Annotated[int | None, Option(metavar="N", help="Images per training step.")] = None
+    device: Annotated[
+        str, Option(metavar="NAME", help="Device: auto (cuda if available, else cpu), cpu, cuda, or mps (untested).")
+    ] = "auto"
+    precision: Annotated[str | None, Option(metavar="NAME", help="Number format: auto, fp32 or bf16.")] = None
+    threads: Annotated[int | None, _THREADS] = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            help="Stream data sets larger than this from disk, such as 8G.",
+            show_default="half of the free memory",
+        ),
+    ] = None
+    out: Annotated[
+        str | None, Option(metavar="DIR", help="Folder for the results.", show_default="a new one in ./runs")
+    ] = None
+    resume: Annotated[str | None, Option(metavar="DIR", help="Resume the training in this folder.")] = None
+    checkpoint_every: Annotated[
+        str | None, Option(metavar="INTERVAL", help="Also save during an epoch, for example every 20steps or 2min.")
+    ] = None
+    fast: Annotated[bool, Option("--fast", help="Let cuDNN benchmark kernels; results are not bit-reproducible.")] = (
+        False
+    )
+    eager: Annotated[bool, Option("--eager", help="Train without CUDA graphs: slower, bit-identical results.")] = False
+    force: Annotated[bool, Option("--force", help="Train even if the teacher is near chance.")] = False
+    skip_bad_images: Annotated[bool, Option("--skip-bad-images", help="Skip images that cannot be read.")] = False
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the recipe and the estimated time, then stop.")] = False
+    json_output: Json = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+    def recipe_changes(self) -> dict[str, Any]:
+        """The keys of the recipe that these options set; data set, teacher and students are resolved later."""
+        return _given(
+            {
+                "data_root": self.data_root,
+                "image_size": self.image_size,
+                "epochs": self.epochs,
+                "batch_size": self.batch_size,
+                "precision": self.precision,
+                "deterministic": False if self.fast else None,
+                "teacher.norm": self.teacher_norm,
+                "checkpoint.every": self.checkpoint_every,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainingOptions):
+    """The options of `mcd distill`."""
+
+    method: Annotated[
+        str | None, Option(metavar="NAME", help="One of the methods below.", autocompletion=METHODS.complete)
+    ] = None
+    seed: Annotated[int | None, Option(metavar="N", help="Seed of the initial weights, batches and augmentation.")] = (
+        None
+    )
+    sync_bn: Annotated[bool, Option("--sync-bn", help="Under torchrun: BatchNorm statistics over all processes.")] = (
+        False
+    )
+
+    def recipe_changes(self) -> dict[str, Any]:
+        own = {"method": self.method, "seed": self.seed, "sync_bn": self.sync_bn or None}
+        return super().recipe_changes() | _given(own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(TrainingOptions):
+    """The options of `mcd compare`."""
+
+    methods: Annotated[
+        str | None,
+        Option(
+            metavar="NAME,…",
+            help=f"Methods ({', '.join(METHODS)}), controls (kd-total-3, mc-distil-mean, …) or .toml files of changes.",
+            show_default="the paper's",
+        ),
+    ] = None
+    seeds: Annotated[str | None, Option(metavar="N,…", help="Seeds: 0,1,2 or 0-4.", show_default=SEEDS)] = None
+    overlays: Annotated[
+        list[str] | None,
+        Option("--overlay", metavar="NAME|FILE", help="Change the recipe of all methods (noise-20, …); repeatable."),
+    ] = None
+    paper: Annotated[bool, Option("--paper", help="Show the paper's results beside ours.")] = False
+    beside: Annotated[
+        list[str] | None,
+        Option(metavar="DIR", help="Also plot the gains of the comparison in this folder; repeatable."),
+    ] = None
+
+
+def _given(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in changes.items() if value is not None}

@@ -37,7 +37,7 @@ def reason_of(error: object) -> str:
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Where the first thing wrong stands (`students[1].macs`, empty for the whole) and what is wrong with it."""
+    """The place of the first problem (`students[1].macs`; empty for the whole) and what is wrong there."""
     problem = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     message, value = problem["msg"].removeprefix("Value error, "), problem["input"]

@@ -88,7 +88,7 @@ def is_finished(folder: Path, cell: Cell) -> bool:
 
 
 def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, engine: Engine) -> None:
-    """The cell's run, from where it stands to its manifest; what others have trained already is taken over."""
+    """Train the cell's run from its last state to its manifest; stages that other cells have trained are reused."""
     path = folder / CELLS / cell.name
     recipe = shared.recipe(cell.recipe)
     start = shared.warm_starts(cell, [other for other in cells if other.seed == cell.seed])

@@ -59,9 +59,9 @@ class Entry:
 
 
 def entries(plan: Plan, trained: Mapping[tuple[str, int], Trained]) -> tuple[list[Entry], dict[str, Tuning]]:
-    """The rows in the order asked for; of a group only the member that V chooses, under the group's name.
+    """The rows in the requested order; of a group only the member with the best val, under the group's name.
 
-    V: accuracy at each student's best epoch on V, averaged over students and seeds. Returns the choices, too.
+    val: accuracy at each student's best epoch on val, averaged over students and seeds. Returns the choices, too.
     """
     rows: list[Entry] = []
     groups: dict[str, dict[str, float]] = {}
@@ -164,8 +164,8 @@ def _controls(
 ) -> tuple[list[Question], dict[Pair, Contrast]]:
     """A question for each variant of mc-distil; all their control pairs are one family."""
     totals = {name: row.total_weight for name, row in by_name.items()}
-    asked = [question_for(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
-    questions = [question for question in asked if question is not None]
+    candidates = [question_for(subject, totals) for subject in subjects_of(totals) if subject in over_kd]
+    questions = [question for question in candidates if question is not None]
     pairs = dict.fromkeys(pair for question in questions for pair in question.pairs())
     return questions, contrasts_of(list(pairs), by_name)
 

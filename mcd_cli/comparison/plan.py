@@ -48,7 +48,7 @@ class Plan:
         for kind, values in (("method", names), ("seed", [str(seed) for seed in self.seeds])):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise UserError(f"the {kind} {', '.join(twice)} stands twice")
+                raise UserError(f"duplicate {kind} {', '.join(twice)}; give each only once")
             if not values:
                 raise UserError(f"a comparison needs a {kind}")
 

@@ -89,7 +89,7 @@ class Comparison:
         return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
 
     def train(self) -> None:
-        """The teacher, then every cell that is not finished, each from where it stands.
+        """Train the teacher, then every unfinished cell, each from its last state.
 
         Raises UserError, before any is trained, where a cell's folder holds another recipe's run.
         """

@@ -72,7 +72,7 @@ class StatisticsUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The member of a group that was chosen; val: every member's accuracy on V."""
+    """The member of a group that was chosen; val: every member's accuracy on val."""
 
     chosen: str
     val: dict[str, float]
@@ -80,7 +80,7 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentResult:
-    """A student of one contender: test accuracy at the last epoch and at its best on V."""
+    """A student of one contender: test accuracy at the last epoch and at its best on val."""
 
     last: Spread
     best_on_val: Spread
@@ -141,7 +141,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The whole comparison; students by falling MACs, contenders in the order asked for."""
+    """The whole comparison; students by falling MACs, contenders in the requested order."""
 
     __pydantic_config__: ClassVar[ConfigDict] = FINITE
 

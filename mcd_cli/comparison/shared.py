@@ -97,7 +97,7 @@ class Shared:
 
 
 def open_run(path: Path, recipe: Recipe) -> RunFolder:
-    """The run's folder, new or to go on with; an abandoned one without a recipe is begun again."""
+    """The run's folder, new or to resume; an abandoned one without a recipe is started again."""
     if (path / RECIPE).is_file():
         return RunFolder(path)
     for name in (LOCK, METRICS):  # a kill between the folder's making and its recipe leaves them, empty

@@ -78,7 +78,7 @@ def remarks(document: Document) -> list[str]:
         lines.append("the cells did not all run on the same machine, or not with the same precision and threads.")
     for name, choice in document.tuned.items():
         tried = ", ".join(f"{candidate} {show_percent(value)}" for candidate, value in choice.val.items())
-        lines.append(f"{name}: {choice.chosen}, chosen on V among {tried}.")
+        lines.append(f"{name}: {choice.chosen}, chosen on val among {tried}.")
     if document.paper:
         lines.append(
             f"paper: its Table {document.paper.table} (500 epochs, batch 400, its own splits and teacher at "
@@ -105,7 +105,7 @@ def _best_on_val(document: Document) -> Grid:
         row.name: [row.students[name].best_on_val if name in row.students else None for name in names]
         for row in document.contenders
     }
-    return _accuracy(document, "Test accuracy (%) at each student's best epoch on V", names, own, {})
+    return _accuracy(document, "Test accuracy (%) at each student's best epoch on val", names, own, {})
 
 
 def _accuracy(

@@ -98,7 +98,7 @@ class Run:
             memory=on_device,
         )
         if METHODS[recipe.method].learned:
-            check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
+            check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of val", self.processes)
         if self.loader.streams:
             emit(
                 InfoMessage(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)")
@@ -109,7 +109,7 @@ class Run:
         self.live: Trainer  # of the stage at work
 
     def _find_teacher(self) -> Teacher | None:
-        """A file, or the cache's; a run that goes on keeps to the one it began with, or that it trains itself."""
+        """A file, or the cached teacher; a resumed run keeps the one it began with, or the one that it trains."""
         sha256 = None
         if self.state is not None:
             with state_of_another():

@@ -29,7 +29,7 @@ class StagePlan:
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
-    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
+    on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:

@@ -80,7 +80,7 @@ class Trainer:
         self.step_index = 0
         self.updates = 0  # of φ
         self.epochs_done = 0
-        self.best: dict[str, int] = {}  # right answers on V
+        self.best: dict[str, int] = {}  # right answers on val
         self.best_weights: dict[str, Weights] = {}
         self.tables: dict[str, Tensor] = {}
 
@@ -180,7 +180,7 @@ class Trainer:
         return losses_of, inputs
 
     def end_epoch(self) -> EpochRecord:
-        """Evaluate on V, keep each student's best; returns the epoch's line for metrics.jsonl."""
+        """Evaluate on val, keep each student's best; returns the epoch's line for metrics.jsonl."""
         self.non_finite.refuse(self.step_index)
         val = self.loader.dataset.val
         predicted = predictions(self.students, self.loader, val, self.evaluated)

@@ -31,7 +31,7 @@ class RunFolder:
     """The folder of one run, locked until it is closed (the lock dies with its owner)."""
 
     def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
-        """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
+        """made: the folders that this run created, the innermost first; None for a resumed run."""
         self.path = path
         self._made = made
         refuse_links(path)
@@ -69,7 +69,7 @@ class RunFolder:
         folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
-        from mcd_cli.recipe.loading import load_recipe  # only a run that goes on needs it
+        from mcd_cli.recipe.loading import load_recipe  # only a resumed run needs it
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)
@@ -85,7 +85,7 @@ class RunFolder:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing yet to go on from."""
+        """Whether there is no state yet to resume from."""
         return not (self.path / CHECKPOINT).exists() and not self.metrics_size()
 
     @property

@@ -89,7 +89,7 @@ class Ladder:
         raise unknown("student", name, [student.name for student in self.students])
 
     def variant(self, name: str) -> Variant:
-        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; whether its file stands is not asked."""
+        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; its file may be missing."""
         student, dot, format = name.partition(".")
         if format not in ("", INT8) or (dot and not format):
             raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")

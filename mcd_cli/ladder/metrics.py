@@ -80,7 +80,7 @@ class EpochRecord:
         return self.stage not in (TEACHER, WARM_START)
 
     def line(self) -> str:
-        """As it stands in metrics.jsonl; what is None is left out."""
+        """The line of metrics.jsonl; fields that are None are left out."""
         return json.dumps(_RECORD.dump_python(self, exclude_none=True) | self.preparation) + "\n"
 
 

@@ -55,7 +55,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAccuracy:
-    """Fractions of V and of the test set."""
+    """Fractions of val and of the test set."""
 
     val: float
     test: float
@@ -66,7 +66,7 @@ class TeacherAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherEntry:
-    """The frozen teacher; `saw_val`: whether it was trained on images of V, None where nobody knows."""
+    """The frozen teacher; `saw_val`: whether it was trained on images of val, None where nobody knows."""
 
     arch: str
     sha256: str
@@ -80,7 +80,7 @@ class TeacherEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Fractions. val: on V at the chosen checkpoint; ce (warm start), last and test: on the test set."""
+    """Fractions. val: on val at the chosen checkpoint; ce (warm start), last and test: on the test set."""
 
     ce: float | None
     last: float
@@ -97,7 +97,7 @@ class Accuracy:
 class ExportEntry:
     """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
 
-    val: the file's accuracy on V, a fraction of the `num_val` images that it was judged on.
+    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on.
     """
 
     sha256: str

@@ -69,9 +69,9 @@ class Session:
 
 
 def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> Session:
-    """An ONNX file that `mcd export` wrote; what it needs to know stands in the file itself.
+    """An ONNX file that `mcd export` wrote; its metadata holds all that is needed.
 
-    Raises UserError when it cannot be read, has another sha256 than asked, or is of another origin.
+    Raises UserError when it cannot be read, has a different sha256 than expected, or was not written by `mcd export`.
     """
     try:
         content = path.read_bytes()

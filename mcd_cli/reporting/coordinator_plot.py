@@ -31,7 +31,7 @@ def draw_story(metrics: Iterable[EpochRecord], folder: Path, pixels: Callable[[i
     """Write coordinator.png and .svg into the folder; False where no C-NET has learned anything.
 
     metrics: a run's records; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
-    where they are at hand, and not their ids alone. Raises RunFailed where it cannot write.
+    if they are available, not only their ids. Raises RunFailed where it cannot write.
     """
     figure = story_figure(metrics, pixels)
     if figure is None:

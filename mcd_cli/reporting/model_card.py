@@ -47,7 +47,7 @@ def exports(ladder: Ladder) -> Section:
         (
             s.exports[format].rpartition("/")[2],
             show_size(e.bytes, 3),
-            f"{e.num_val:,} images of V",
+            f"{e.num_val:,} images of val",
             show_percent(e.val),
             _gate(e),
             e.sha256[:12],
@@ -60,7 +60,7 @@ def exports(ladder: Ladder) -> Section:
         return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
     note = (
         "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
-        "largest and every prediction is the same; an int8 file only if its accuracy on V falls no more than allowed."
+        "largest and every prediction is the same; an int8 file only if its accuracy on val falls no more than allowed."
     )
     return Section("Exports", (Grid(head, rows), note))
 
@@ -121,8 +121,8 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
         return Section(title, (intro, Grid(head, tuple(rows))) if rows else (intro,))
     updates = max(record.coordinator_updates for record in learned)
     intro = (
-        f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
-        "Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
+        f"C-NET, updated {updates:,} times by the students' loss on val, weighed every image's losses for every "
+        "student. Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
         "and the share of outputs within 2 % of 0 or 1, both in the last epoch."
     )
     rows = []
@@ -179,7 +179,7 @@ def _teacher(ladder: Ladder) -> str:
     saw = {True: "it has seen V", False: "it has not seen V", None: "whether it has seen V is not known"}[
         teacher.saw_val
     ]
-    reached = f"{show_percent(teacher.accuracy.test)} on test, {show_percent(teacher.accuracy.val)} on V"
+    reached = f"{show_percent(teacher.accuracy.test)} on test, {show_percent(teacher.accuracy.val)} on val"
     return f"Teacher: {teacher.arch}, {reached}; {saw}; sha256 {teacher.sha256[:12]}."
 
 
@@ -200,9 +200,9 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
 def _limits(ladder: Ladder) -> Iterator[str]:
     yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
     yield "V chose each student's checkpoint (and trained C-NET, where there is one): its accuracies are optimistic."
-    yield "The test set was read once, at the end; int8 files are judged on V alone."
+    yield "The test set was read once, at the end; int8 files are judged on val alone."
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
-        yield "The teacher may have been trained on images of V, so V may flatter what follows it closely."
+        yield "The teacher may have been trained on images of val, so V may flatter what follows it closely."
     yield "Nothing is known of images from elsewhere, of subgroups, or of inputs made to deceive."
 
 

@@ -142,7 +142,7 @@ def _label(
 
 
 def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
-    """Accuracy on V over the epochs and, where C-NET has learned them, each student's weights with their spread."""
+    """Accuracy on val over the epochs and, where C-NET has learned them, each student's weights with their spread."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -185,7 +185,7 @@ def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
         axes[0].text(
             warm + 0.55, 1.0, f" {ladder.method}", ha="left", va="bottom", transform=where, color=GREY, fontsize=8
         )
-    axes[0].set_ylabel("accuracy on V (%)")
+    axes[0].set_ylabel("accuracy on val (%)")
     axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[-1].set_xlabel("epoch" + ("; C-NET's weights: mean over images, band: one standard deviation" * bool(learned)))
     num_val = ladder.dataset.sizes.get("val")

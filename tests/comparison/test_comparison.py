@@ -405,9 +405,9 @@ def test_a_dry_run_leaves_nothing(
     ("args", "message"),
     [
         ("--methods kd,mc-dstil", "unknown method or overlay 'mc-dstil'; did you mean"),
-        ("--methods kd,kd", "the method kd stands twice"),
+        ("--methods kd,kd", "duplicate method kd"),
         ("--seeds 0,x", "--seeds takes numbers such as 0,1,2 or 0-4; got '0,x'"),
-        ("--seeds 1,1", "the seed 1 stands twice"),
+        ("--seeds 1,1", "duplicate seed 1"),
         ("--out tiny.toml", "is a file or under one"),
         ("--resume nowhere", "nowhere is no comparison"),
         ("--resume nowhere --methods kd", "--resume uses the plan in its folder"),

@@ -122,8 +122,8 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
     updates = max(record.coordinator_updates for record in learned)
     intro = (
         f"C-NET, updated {updates:,} times by the students' loss on val, weighed every image's losses for every "
-        "student. Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
-        "and the share of outputs within 2 % of 0 or 1, both in the last epoch."
+        "student. Below: the mean weight over images in its first and last epoch, its spread over images (standard "
+        "deviation) and the share of outputs within 2 % of 0 or 1, both in the last epoch."
     )
     rows = []
     for student in ladder.students:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST = 2000  # characters in a message; names quoted from a file can have any length
 
@@ -25,6 +29,21 @@ def one_line(text: str) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason_of(error: object) -> str:
+    """What somebody else's exception says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """The place of the first problem (`students[1].macs`; empty for the whole) and what is wrong there."""
+    problem = error.errors(include_url=False)[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+    is_scalar = isinstance(value, str | int | float) or value is None
+    shown = f", got {value!r}" if is_scalar and problem["type"] != "json_invalid" else ""
+    return place, message[0].lower() + message[1:] + shown
 
 
 class RunFailed(McdError):

@@ -86,6 +86,10 @@ def show_ms(value: float, digits: int | None = None) -> str:
     return _show(value, {"us": 1e-3, "ms": 1, "s": 1e3}, digits)
 
 
+def show_percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
 def show_time(seconds: float) -> str:
     """Seconds as `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:

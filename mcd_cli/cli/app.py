@@ -14,7 +14,7 @@ import mcd_cli
 from mcd_cli.cli import options as opt
 from mcd_cli.cli.flags import expand
 from mcd_cli.cli.startup import exit_now
-from mcd_cli.errors import Interrupted, McdError, UserError
+from mcd_cli.errors import Interrupted, McdError, UserError, reason_of
 from mcd_cli.methods import help_text
 
 app = typer.Typer(
@@ -213,8 +213,7 @@ def run_command() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        message = " ".join(str(error).split())
-        fail(f"internal error ({type(error).__name__}: {message}); rerun with --debug for the traceback", 1)
+        fail(f"internal error ({type(error).__name__}: {reason_of(error)}); rerun with --debug for the traceback", 1)
 
 
 def main() -> None:

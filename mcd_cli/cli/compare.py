@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mcd_cli.cli.progress import View
     from mcd_cli.comparison.plan import Plan
     from mcd_cli.comparison.runner import Comparison, Cost
+    from mcd_cli.comparison.schema import Document
     from mcd_cli.comparison.shared import Engine
     from mcd_cli.recipe.schema import Recipe
 
@@ -190,7 +191,7 @@ def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
     console.print(drawn)
 
 
-def _print(document: dict[str, Any], folder: Path, json_output: bool) -> None:
+def _print(document: Document, folder: Path, json_output: bool) -> None:
     """Print the result on stdout."""
     from rich.text import Text
 
@@ -198,7 +199,7 @@ def _print(document: dict[str, Any], folder: Path, json_output: bool) -> None:
     from mcd_cli.reporting.console import print_json, results, table
 
     if json_output:
-        print_json(document | {"folder": str(folder)})
+        print_json(document.content() | {"folder": str(folder)})
         return
     console = results()
     for sheet in sheets(document):

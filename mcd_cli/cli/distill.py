@@ -13,7 +13,7 @@ from mcd_cli.cli.options import DistillOptions, TrainingOptions
 from mcd_cli.cli.startup import quick_imports
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.files import as_path, write_whole
-from mcd_cli.ladder.folder import COORDINATOR_PLOT, LADDER_PLOT, LOG, METRICS, RECIPE, RunFolder
+from mcd_cli.ladder.folder import COORDINATOR_PLOT, LADDER_PLOT, LOG, RECIPE, RunFolder
 from mcd_cli.models import torchvision_name
 from mcd_cli.quantities import size
 from mcd_cli.recipe.loading import load_recipe, parse_setting
@@ -151,11 +151,11 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
 
 def _draw_story(folder: RunFolder, training: Run | None) -> None:
     """Plot what C-NET learned, with images if this process has the data."""
-    from mcd_cli.ladder.metrics import read_lines
+    from mcd_cli.ladder.metrics import read_metrics
     from mcd_cli.reporting.coordinator_plot import draw_story
 
     pixels = None if training is None else lambda i: training.dataset.images[i].numpy()
-    draw_story(read_lines(folder / METRICS), folder.path, pixels)
+    draw_story(read_metrics(folder.path), folder.path, pixels)
 
 
 def _print_plan(training: Run, seconds: float, json_output: bool) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mcd_cli.cli.options import INPUT_SHAPE, NUM_CLASSES
 from mcd_cli.comparison.paper import SHAPES, TABLE_3, Shape, agrees
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.export.latency import Conditions, keep, of_architecture, of_student, parse_batches
 from mcd_cli.export.latency import document as measured
 from mcd_cli.ladder.variants import FLOAT32
@@ -184,8 +184,7 @@ def _cost(arch: str, shape: Shape, num_classes: int) -> Cost:
     try:
         return cost.profile(network, shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{arch} cannot take {_shown(shape)}; try another --input ({reason})") from None
+        raise UserError(f"{arch} cannot take {_shown(shape)}; try another --input ({reason_of(error)})") from None
 
 
 def _print_rows(console: Console, rows: Sequence[Row]) -> None:

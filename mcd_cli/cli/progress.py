@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mcd_cli.engine.events import EpochEnded, Event, InfoMessage, StageEnded, StageStarted, StepEnded, WarningMessage
+from mcd_cli.ladder.metrics import EpochRecord
 from mcd_cli.reporting.console import talk
 
 
@@ -74,14 +74,14 @@ class View:
             self.task = self.progress.add_task(event.stage, total=event.num_steps, completed=event.step)
             self.progress.start()
 
-    def _epoch(self, record: Mapping[str, Any]) -> None:
-        accuracy = {name: student["val_accuracy"] for name, student in record["students"].items()}
+    def _epoch(self, record: EpochRecord) -> None:
+        accuracy = {name: student.val_accuracy for name, student in record.students.items()}
         if self.progress is not None and self.task is not None:
             mean = sum(accuracy.values()) / len(accuracy)
-            self.progress.update(self.task, description=f"{record['stage']}  val {mean:.1%}")
+            self.progress.update(self.task, description=f"{record.stage}  val {mean:.1%}")
         else:
-            done = f"{record['epoch']}/{self.num_epochs[record['stage']]}"
-            self.console.print(f"{record['stage']} {done}: {_accuracies(accuracy)} on val")
+            done = f"{record.epoch}/{self.num_epochs[record.stage]}"
+            self.console.print(f"{record.stage} {done}: {_accuracies(accuracy)} on val")
 
 
 def _accuracies(accuracy: Mapping[str, float]) -> str:

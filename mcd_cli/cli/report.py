@@ -48,7 +48,7 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     sections = card(ladder)
     what, first, *others = sections
     what = replace(what, title="Model card")
-    story = coordinator(ladder, read_metrics(ladder))
+    story = coordinator(ladder, read_metrics(folder))
     images = render(ladder)
     drawn = folder / f"{COORDINATOR_PLOT}.svg"  # shows training images, which only training itself can draw
     if drawn.is_file() and drawn.stat().st_size <= MAX_PICTURE:

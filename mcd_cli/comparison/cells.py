@@ -17,13 +17,13 @@ from mcd_cli.comparison.plan import Cell, differing, first_link_identity
 from mcd_cli.comparison.shared import Engine, Shared, open_run
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.events import EpochEnded, Event, Listener, StageStarted
-from mcd_cli.engine.results import WARM_START, Result
+from mcd_cli.engine.results import Result
 from mcd_cli.engine.run import Run
 from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
-from mcd_cli.ladder.folder import CHECKPOINT, MANIFEST, METRICS, PREDICTIONS, RECIPE
+from mcd_cli.ladder.folder import CHECKPOINT, MANIFEST, PREDICTIONS, RECIPE
 from mcd_cli.ladder.manifest import Ladder, load_ladder
-from mcd_cli.ladder.metrics import read_lines
+from mcd_cli.ladder.metrics import WARM_START, read_metrics
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe.loading import load_recipe
 from mcd_cli.recipe.schema import Recipe
@@ -88,7 +88,7 @@ def is_finished(folder: Path, cell: Cell) -> bool:
 
 
 def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, engine: Engine) -> None:
-    """The cell's run, from where it stands to its manifest; what others have trained already is taken over."""
+    """Train the cell's run from its last state to its manifest; stages that other cells have trained are reused."""
     path = folder / CELLS / cell.name
     recipe = shared.recipe(cell.recipe)
     start = shared.warm_starts(cell, [other for other in cells if other.seed == cell.seed])
@@ -187,15 +187,16 @@ def _weights(path: Path) -> tuple[dict[str, float], int]:
     """Each student's total loss weight, averaged over the method's epochs, and the updates of each C-NET."""
     totals: dict[str, list[float]] = {}
     updates: dict[str, int] = {}
-    for record in read_lines(path / METRICS):
-        if record["stage"] in (TEACHER, WARM_START):
-            continue
-        updates[record["stage"]] = record["coordinator_updates"]
-        for name, student in record["students"].items():
-            totals.setdefault(name, []).append(student["total_weight"])
+    for record in (record for record in read_metrics(path) if record.is_of_method):
+        updates[record.stage] = record.coordinator_updates
+        for name, student in record.students.items():
+            totals.setdefault(name, []).append(student.total_weight)
     return {name: sum(values) / len(values) for name, values in totals.items()}, min(updates.values(), default=0)
 
 
 def _seconds(path: Path) -> float | None:
-    lines = [line for line in read_lines(path / SECONDS) if line["stage"] not in (TEACHER, WARM_START)]
-    return sum(float(line["seconds"]) for line in lines) if lines else None
+    if not (path / SECONDS).is_file():
+        return None
+    lines = map(json.loads, (path / SECONDS).read_text(encoding="utf-8").splitlines())
+    seconds = [float(line["seconds"]) for line in lines if line["stage"] not in (TEACHER, WARM_START)]
+    return sum(seconds) if seconds else None

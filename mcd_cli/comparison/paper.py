@@ -1,9 +1,10 @@
-"""The paper's own figures, to stand beside ours: Tables 1, 2 and 4 (accuracy, in paper.toml), Table 3 (cost)."""
+"""The paper's figures, printed beside ours: Tables 1, 2 and 4 (accuracy, in paper.toml), Table 3 (cost)."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ TABLE_3 = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaperFigures:
+    """The paper's accuracies in %: student → method."""
+
+    table: int
+    teacher_accuracy: float | None
+    students: dict[str, dict[str, float]]
+
+
 def blocks() -> list[dict[str, Any]]:
     """Every block as {table, dataset, teacher, teacher_accuracy or None, methods, students: {arch: {method: %}}}."""
     content = tomllib.loads(FILE.read_text(encoding="utf-8"))
@@ -40,8 +50,8 @@ def blocks() -> list[dict[str, Any]]:
     return blocks
 
 
-def papers_figures(recipe: Recipe) -> dict[str, Any] | None:
-    """{teacher_accuracy, table, students: {name: {method: %}}} of the block with this data set, teacher and students.
+def papers_figures(recipe: Recipe) -> PaperFigures | None:
+    """Those of the block with this data set, teacher and students.
 
     None where the paper has no such block. Table 4 adds what Table 1 lacks alone: its mc-distil differs from Table 1's.
     """
@@ -55,7 +65,7 @@ def papers_figures(recipe: Recipe) -> dict[str, Any] | None:
         if arch in main["students"]:
             printed = main["students"][arch]
             students[name] = printed | {m: v for m, v in ablation.get(arch, {}).items() if m not in printed}
-    return {"table": main["table"], "teacher_accuracy": main["teacher_accuracy"], "students": students}
+    return PaperFigures(table=main["table"], teacher_accuracy=main["teacher_accuracy"], students=students)
 
 
 def _covers(students: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import write_whole
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.settings import DistillSection
@@ -48,7 +48,7 @@ class Plan:
         for kind, values in (("method", names), ("seed", [str(seed) for seed in self.seeds])):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise UserError(f"the {kind} {', '.join(twice)} stands twice")
+                raise UserError(f"duplicate {kind} {', '.join(twice)}; give each only once")
             if not values:
                 raise UserError(f"a comparison needs a {kind}")
 
@@ -78,7 +78,7 @@ class Plan:
             )
             return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); name another --out") from None
+            raise UserError(f"{path} cannot be read ({reason_of(error)}); name another --out") from None
 
     def refuse_other_base(self, other: Plan) -> None:
         """The folder's comparison may gain methods and seeds, but what they share stays."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mcd_cli.comparison.cells import (
     CELLS,
@@ -20,16 +18,17 @@ from mcd_cli.comparison.cells import (
 )
 from mcd_cli.comparison.document import describe
 from mcd_cli.comparison.figures import draw
-from mcd_cli.comparison.plan import DOCUMENT, MARKDOWN, Cell, Plan
+from mcd_cli.comparison.paper import PaperFigures
+from mcd_cli.comparison.plan import MARKDOWN, Cell, Plan
+from mcd_cli.comparison.schema import Document
 from mcd_cli.comparison.shared import Engine, Shared
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, InfoMessage, Listener, WarningMessage
-from mcd_cli.engine.results import WARM_START
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.stages import StagePlan
-from mcd_cli.errors import UserError
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods.base import TEACHER
 
 
@@ -90,7 +89,7 @@ class Comparison:
         return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
 
     def train(self) -> None:
-        """The teacher, then every cell that is not finished, each from where it stands.
+        """Train the teacher, then every unfinished cell, each from its last state.
 
         Raises UserError, before any is trained, where a cell's folder holds another recipe's run.
         """
@@ -103,15 +102,15 @@ class Comparison:
             self.emit(InfoMessage(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
             train_cell(cell, self.cells, self.folder, self.shared, self.engine)
 
-    def document(self, beside: list[Path], paper: Mapping[str, Any] | None) -> dict[str, Any]:
+    def document(self, beside: list[Path], paper: PaperFigures | None) -> Document:
         """comparison.json, comparison.md and the figures, from all cells; raises UserError where they do not mix."""
         mine = {cell.name: cell for cell in self.owner.values()}
         read = {name: read_cell(self.folder, cell, self.shared.recipe(cell.recipe)) for name, cell in mine.items()}
         refuse_mixture(list(read.values()))
         trained = {place: read[cell.name] for place, cell in self.owner.items()}
-        document = describe(self.plan, trained) | {"paper": paper}
-        others = [_read(path) for path in beside]
-        write_whole(self.folder / DOCUMENT, json.dumps(document, indent=2, allow_nan=False).encode())
+        document = describe(self.plan, trained, paper)
+        others = [Document.load(path) for path in beside]
+        document.save(self.folder)
         pictures = draw([document, *others], self.folder)
         write_whole(self.folder / MARKDOWN, markdown(document, pictures).encode())
         return document
@@ -129,16 +128,6 @@ def planned_updates(run: Run) -> int:
 
     learned = [plan for plan in run.plans if plan.learned and section.control != "frozen"]
     return min((of(plan) for plan in learned), default=0)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Another comparison's document, to be drawn beside ours."""
-    try:
-        document: dict[str, Any] = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
-        document["contenders"], document["students"], document["teacher"]["arch"], document["dataset"]["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--beside {path}: there is no finished comparison ({error})") from None
-    return document
 
 
 def _only_warnings(emit: Listener) -> Listener:

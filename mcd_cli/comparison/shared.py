@@ -10,10 +10,11 @@ from pathlib import Path
 from mcd_cli.comparison.plan import Cell, warm_start_recipe, with_teacher
 from mcd_cli.engine.checkpoint import Checkpoints
 from mcd_cli.engine.events import InfoMessage
-from mcd_cli.engine.results import WARM_START, Result
+from mcd_cli.engine.results import Result
 from mcd_cli.engine.run import Run
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import LOCK, METRICS, RECIPE, RunFolder
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.recipe.schema import Recipe
 
@@ -96,7 +97,7 @@ class Shared:
 
 
 def open_run(path: Path, recipe: Recipe) -> RunFolder:
-    """The run's folder, new or to go on with; an abandoned one without a recipe is begun again."""
+    """The run's folder, new or to resume; an abandoned one without a recipe is started again."""
     if (path / RECIPE).is_file():
         return RunFolder(path)
     for name in (LOCK, METRICS):  # a kill between the folder's making and its recipe leaves them, empty

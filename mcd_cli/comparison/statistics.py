@@ -32,10 +32,7 @@ class Contrast:
     p_holm: float
     num_seeds: int
     num_images: int
-
-    @property
-    def within_noise(self) -> bool:
-        return self.p_holm > 1 - LEVEL
+    within_noise: bool  # p_holm above 1 - LEVEL
 
 
 def contrasts(differences: Mapping[Key, Values], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[Key, Contrast]:
@@ -64,7 +61,7 @@ def contrasts(differences: Mapping[Key, Values], *, seed: int = 0, resamples: in
         estimates.append((mean, se, df, mean - half, mean + half, p))
     corrected = holm([p for *_, p in estimates])
     return {
-        key: Contrast(*values, p_holm, num_seeds, num_images)
+        key: Contrast(*values, p_holm, num_seeds, num_images, within_noise=p_holm > 1 - LEVEL)
         for key, values, p_holm in zip(differences, estimates, corrected, strict=True)
     }
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from mcd_cli.data.cache import cache_folder, cache_root, lock, new_folder
 from mcd_cli.data.listing import stamp
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 
 MAX_BYTES = 2 * 10**9  # unpacked; the largest official archive unpacks to 0.5 GB
 MAX_MEMBERS = 500_000  # the largest official archive has 120,209
@@ -141,5 +141,4 @@ def _inside(name: str) -> PurePosixPath:
 
 
 def _broken(archive: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"archive {str(archive)!r} is damaged ({reason}); delete it and fetch it again")
+    return UserError(f"archive {str(archive)!r} is damaged ({reason_of(error)}); delete it and fetch it again")

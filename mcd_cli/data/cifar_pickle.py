@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import read_small
 
 MAX_BYTES = 2**28  # the largest official batch has 155 MB
@@ -27,8 +27,7 @@ def load_pickle(path: Path) -> dict[bytes, Any]:
     except _Refused as error:
         raise UserError(f"{str(path)!r} is not safe to read (its pickle uses {error}); fetch it again") from None
     except Exception as error:  # the unpickler can raise anything for malformed input
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{str(path)!r} is not a complete CIFAR batch ({reason}); fetch it again") from None
+        raise UserError(f"{str(path)!r} is not a complete CIFAR batch ({reason_of(error)}); fetch it again") from None
 
 
 class _Refused(Exception):

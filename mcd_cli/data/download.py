@@ -17,7 +17,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mcd_cli.data.cache import cache_folder, cache_root, lock
-from mcd_cli.errors import RunFailed
+from mcd_cli.errors import RunFailed, reason_of
 
 ATTEMPTS = 4
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def fetch(download: Download, report: Callable[[str], None], pause: float = 1.0)
             except _Local as error:
                 raise RunFailed(f"cannot write {str(part)!r}: {error}") from error
             except (OSError, HTTPException) as error:
-                reason = _line(getattr(error, "reason", error))
+                reason = reason_of(getattr(error, "reason", error))
                 continue
             md5 = _md5(part)
             if md5 == download.md5:
@@ -133,14 +133,10 @@ def _local(action: Callable[[], T]) -> T:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise _Local(
-            "no space left; free some space or point MCD_CACHE to another disk" if full else _line(error)
+            "no space left; free some space or point MCD_CACHE to another disk" if full else reason_of(error)
         ) from error
 
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

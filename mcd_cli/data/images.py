@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from mcd_cli.data.cache import Chunk, cached
 from mcd_cli.data.dataset import Decoded, Request
 from mcd_cli.data.listing import File, Listing, file_at, picture_formats
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 
 MIXED_SIDE = 64  # pixels; used if the images have no common square size and image_size is unset
 MAX_PIXELS = 89_478_485  # PIL's own limit, a quarter of a GiB of RGB
@@ -160,7 +160,7 @@ def _open(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"it has more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # decoders can raise anything for a damaged file
-        raise BadImage(_line(error)) from None
+        raise BadImage(reason_of(error)) from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise BadImage(f"it has {image.width}x{image.height}, more than {MAX_PIXELS} pixels")
@@ -181,7 +181,7 @@ def read(image: Image.Image, side: int) -> Pixels:
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # as above
-        raise BadImage(_line(error)) from None
+        raise BadImage(reason_of(error)) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -231,8 +231,3 @@ def resized(images: Pixels, side: int) -> Pixels:
         return images
     rows = [np.asarray(square(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0))), side)) for i in images]
     return np.ascontiguousarray(np.stack(rows).transpose(0, 3, 1, 2))
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

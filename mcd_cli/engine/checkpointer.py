@@ -13,6 +13,7 @@ from mcd_cli.engine.signals import Stop
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder.folder import CHECKPOINT, RunFolder
+from mcd_cli.ladder.metrics import EpochRecord
 from mcd_cli.ops.distributed import Processes
 from mcd_cli.quantities import Interval
 
@@ -50,10 +51,10 @@ class Checkpointer:
         tensors = {} if self.folder is None else Checkpoints(self.folder / CHECKPOINT).load_stage(file)
         return Result.of(self.processes.broadcast(tensors))
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: EpochRecord) -> None:
         """Append a record to metrics.jsonl."""
         if self.folder is not None:
-            self.folder.log(record)
+            self.folder.log(record.line())
 
     def after_step(self, trainer: Trainer, stop: Stop) -> None:
         """Save if the interval is over. If any process got a signal, save and raise Interrupted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from mcd_cli.engine.non_finite import NonFiniteGuard
 from mcd_cli.engine.optimizers import StepSizes, coordinator_optimizer, gradients
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
+from mcd_cli.ladder.metrics import ImagesRecord
 from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.methods.base import BatchContext, Method
 from mcd_cli.models.coordinator import Coordinator
@@ -31,6 +31,8 @@ class Coordination:
     """Coordination without a C-NET: the method sets constant weights, and nothing is learned."""
 
     networks: tuple[Coordinator, ...] = ()
+    normalise: str | None = None
+    """How C-NET's weights are normalised; None without one."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -60,11 +62,7 @@ class Coordination:
     def update(self, inputs: CoordinatorInputs, directional: Tensor, c: StepSizes, n: int) -> None:
         """φ^t → φ^{t+1} by Eq. 9. directional: ⟨v_j, ∇ℓ_ijc⟩ of this process's shard, [n, k, c]; c: the step's c_j."""
 
-    def settings(self) -> Mapping[str, Any]:
-        """C-NET's settings for each line of metrics.jsonl."""
-        return {}
-
-    def images(self) -> Mapping[str, Any]:
+    def images(self) -> Mapping[str, ImagesRecord]:
         """C-NET's weights by training image, per student, for the stage's last line of metrics.jsonl."""
         return {}
 
@@ -100,6 +98,7 @@ class LearnedCoordination(Coordination):
         coordinator = new_coordinator(plan, students, dataset)
         self.coordinator = coordinator.to(hardware.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.networks = (self.coordinator,)
+        self.normalise = self.section.normalise
         self.optimizer = coordinator_optimizer(self.coordinator, self.section, capturable=non_finite.deferred)
         non_finite.halt(self.optimizer)
         self.instance_weights = InstanceWeights(
@@ -141,10 +140,7 @@ class LearnedCoordination(Coordination):
         self.processes.all_reduce_(gradients(self.coordinator))
         self.optimizer.step()
 
-    def settings(self) -> Mapping[str, Any]:
-        return {"normalise": self.section.normalise}
-
-    def images(self) -> Mapping[str, Any]:
+    def images(self) -> Mapping[str, ImagesRecord]:
         return self.instance_weights.summary(self.names, self.loss_names, self.dataset)
 
     def state_dict(self) -> StateParts:

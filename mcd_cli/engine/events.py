@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from mcd_cli.ladder.metrics import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class StepEnded:
 class EpochEnded:
     """An epoch is trained and evaluated; `record` is its line in metrics.jsonl."""
 
-    record: Mapping[str, Any]
+    record: EpochRecord
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,6 @@ def write_ladder(
         device=hardware.device.type,
         hardware=hardware.describe(),
         students=tuple(entries),
-        folder=folder.path,
     )
     ladder.save(folder.path)
-    return ladder
+    return ladder.at(folder.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.engine.checkpoint import put_all
 from mcd_cli.engine.meters import sums_dtype
-from mcd_cli.ladder.metrics import leading
+from mcd_cli.ladder.metrics import ImageRecord, ImagesRecord, leading
 
 NUM_EXTREMES = 8  # images with the largest and with the smallest weights
 DIGITS = 5
@@ -46,13 +45,10 @@ class InstanceWeights:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         put_all(self.state_dict(), state)
 
-    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset) -> dict[str, Any]:
-        """Statistics per student over the training images, from each image's weights averaged over the stage.
-
-        spread: standard deviation over images, by loss. by_class: means by loss and class. mislabelled (only with
-        label noise): means by loss over the mislabelled images ("yes") and over the rest ("no"). highest, lowest: the
-        images with the largest and smallest weight of the teacher's loss (β).
-        """
+    def summary(
+        self, students: tuple[str, ...], loss_names: tuple[str, ...], dataset: Dataset
+    ) -> dict[str, ImagesRecord]:
+        """Per student, over the training images, from each image's weights averaged over the stage."""
         ids = self.uses.nonzero().flatten().cpu()
         excess = self.excess.cpu()[ids].double() / self.uses.cpu()[ids].double()[:, None, None]
         mean = (self.means / self.steps).cpu() + excess  # [n, k, c]
@@ -62,30 +58,29 @@ class InstanceWeights:
         def named(values: Tensor) -> dict[str, float]:
             return {s: round(v, DIGITS) for s, v in zip(loss_names, values.tolist(), strict=True)}
 
-        def images(beta: Tensor, positions: Tensor) -> list[dict[str, Any]]:
-            return [
-                {
-                    "image": int(ids[i]),
-                    "label": dataset.classes[int(labels[i])],
-                    "beta": round(beta[i].item(), DIGITS),
-                    **({"mislabelled": bool(moved[i])} if moved.any() else {}),
-                }
+        def images(beta: Tensor, positions: Tensor) -> tuple[ImageRecord, ...]:
+            return tuple(
+                ImageRecord(
+                    image=int(ids[i]),
+                    label=dataset.classes[int(labels[i])],
+                    beta=round(beta[i].item(), DIGITS),
+                    mislabelled=bool(moved[i]) if moved.any() else None,
+                )
                 for i in positions
-            ]
+            )
 
-        summary: dict[str, Any] = {}
+        summary = {}
         for student, w in zip(students, mean.unbind(dim=1), strict=True):
             class_means = {dataset.classes[c]: named(w[labels == c].mean(dim=0)) for c in present}
             beta = w[:, loss_names.index(leading(loss_names))]
             order = beta.argsort(stable=True)
             num_extremes = min(NUM_EXTREMES, len(order) // 2)
-            summary[student] = {
-                "spread": named(w.std(dim=0, correction=0)),
-                "by_class": {s: {name: means[s] for name, means in class_means.items()} for s in loss_names},
-                "highest": images(beta, order.flip(0)[:num_extremes]),
-                "lowest": images(beta, order[:num_extremes]),
-            }
-            if moved.any():
-                parts = {"yes": w[moved], "no": w[~moved]}
-                summary[student]["mislabelled"] = {part: named(rows.mean(dim=0)) for part, rows in parts.items()}
+            parts = {"yes": w[moved], "no": w[~moved]} if moved.any() else {}
+            summary[student] = ImagesRecord(
+                spread=named(w.std(dim=0, correction=0)),
+                by_class={s: {name: means[s] for name, means in class_means.items()} for s in loss_names},
+                highest=images(beta, order.flip(0)[:num_extremes]),
+                lowest=images(beta, order[:num_extremes]),
+                mislabelled={part: named(rows.mean(dim=0)) for part, rows in parts.items()} or None,
+            )
         return summary

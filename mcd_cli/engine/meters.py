@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mcd_cli.engine.checkpoint import put_all
+from mcd_cli.ladder.metrics import StudentRecord
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
@@ -59,19 +59,24 @@ class Meters:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         put_all(self.state_dict(), state)
 
-    def summary(self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool) -> dict[str, Any]:
-        """The epoch's means per student: training accuracy, losses and weights by loss, total weight."""
+    def summary(
+        self, students: tuple[str, ...], loss_names: tuple[str, ...], learned: bool, val_accuracy: Sequence[float]
+    ) -> dict[str, StudentRecord]:
+        """The epoch's means per student; val_accuracy: the students' accuracies, in the same order."""
         mean = {name: (total / self.count).cpu() for name, total in self.sums.items()}
-        by_student = {}
-        for j, student in enumerate(students):
-            entry: dict[str, Any] = {
-                "train_accuracy": mean["correct"][j, 0].item(),
-                "losses": dict(zip(loss_names, mean["losses"][j].tolist(), strict=True)),
-                "weights": dict(zip(loss_names, mean["weights"][j].tolist(), strict=True)),
-                "total_weight": mean["weights"][j].sum().item(),
-            }
-            if learned:
-                entry["spread"] = dict(zip(loss_names, mean["spread"][j].tolist(), strict=True))
-                entry["saturated"] = dict(zip(loss_names, mean["saturated"][j].tolist(), strict=True))
-            by_student[student] = entry
-        return by_student
+
+        def by_loss(name: str, j: int) -> dict[str, float]:
+            return dict(zip(loss_names, mean[name][j].tolist(), strict=True))
+
+        return {
+            student: StudentRecord(
+                train_accuracy=mean["correct"][j, 0].item(),
+                losses=by_loss("losses", j),
+                weights=by_loss("weights", j),
+                total_weight=mean["weights"][j].sum().item(),
+                spread=by_loss("spread", j) if learned else None,
+                saturated=by_loss("saturated", j) if learned else None,
+                val_accuracy=accuracy,
+            )
+            for j, (student, accuracy) in enumerate(zip(students, val_accuracy, strict=True))
+        }

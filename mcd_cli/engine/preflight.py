@@ -11,7 +11,7 @@ from mcd_cli.data.loader import Loader, plain
 from mcd_cli.engine.evaluation import num_correct, predictions
 from mcd_cli.engine.events import InfoMessage, Listener, WarningMessage
 from mcd_cli.engine.teacher import Teacher
-from mcd_cli.errors import GateRefused, UserError
+from mcd_cli.errors import GateRefused, UserError, reason_of
 from mcd_cli.models.normalized import Normalized
 from mcd_cli.models.students import freeze
 from mcd_cli.norms import NORMS, RGB
@@ -43,8 +43,7 @@ def check_network(what: str, network: nn.Module, loader: Loader) -> None:
             shape = tuple(network.to(images.device).eval()(images).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         size = "x".join(map(str, dataset.input_shape))
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"{what} cannot take {size} images ({first}); try another --image-size") from None
+        raise UserError(f"{what} cannot take {size} images ({reason_of(error)}); try another --image-size") from None
     if shape != (len(images), dataset.num_classes):
         raise UserError(f"{what} gives outputs of shape {shape}, not one logit for each class")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods.base import TEACHER
 
 Weights = dict[str, Tensor]
-WARM_START = "warm-start"
 
 
 @dataclass(frozen=True)

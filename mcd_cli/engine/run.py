@@ -21,7 +21,7 @@ from mcd_cli.engine.events import EpochEnded, InfoMessage, Listener, StageEnded,
 from mcd_cli.engine.finalize import write_ladder
 from mcd_cli.engine.hardware import Hardware, memory_for_images, prepare
 from mcd_cli.engine.preflight import check_network, check_teacher
-from mcd_cli.engine.results import WARM_START, Result, Results
+from mcd_cli.engine.results import Result, Results
 from mcd_cli.engine.signals import Stop, stop_on_signal
 from mcd_cli.engine.stages import StagePlan, plan_stages
 from mcd_cli.engine.teacher import Teacher
@@ -30,7 +30,7 @@ from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.metrics import degenerate
+from mcd_cli.ladder.metrics import WARM_START, degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import build, torchvision_name
@@ -98,7 +98,7 @@ class Run:
             memory=on_device,
         )
         if METHODS[recipe.method].learned:
-            check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of V", self.processes)
+            check_shards(min(recipe.batch_size, len(self.dataset.val)), "a mini-batch of val", self.processes)
         if self.loader.streams:
             emit(
                 InfoMessage(f"{show_size(self.dataset.images.nbytes)} of images are streamed from disk (--max-memory)")
@@ -109,7 +109,7 @@ class Run:
         self.live: Trainer  # of the stage at work
 
     def _find_teacher(self) -> Teacher | None:
-        """A file, or the cache's; a run that goes on keeps to the one it began with, or that it trains itself."""
+        """A file, or the cached teacher; a resumed run keeps the one it began with, or the one that it trains."""
         sha256 = None
         if self.state is not None:
             with state_of_another():
@@ -139,7 +139,9 @@ class Run:
             check_teacher(self.teacher, self.loader, self.force, self.emit)
         if self.recipe.train_on_val:
             self.emit(
-                WarningMessage("V is trained on: it picks no checkpoint, and accuracy on V says nothing of new images")
+                WarningMessage(
+                    "training uses val: it picks no checkpoint, and val accuracy says nothing about new images"
+                )
             )
 
     @property

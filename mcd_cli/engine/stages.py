@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mcd_cli.engine.results import WARM_START
 from mcd_cli.errors import UserError
+from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage
 from mcd_cli.methods.ce import CE
@@ -28,7 +28,7 @@ class StagePlan:
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
-    on_val: bool = False  # trains on V, too, which then picks no checkpoint: the last epoch counts
+    on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
@@ -36,7 +36,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     method = METHODS.load(recipe.method)(recipe.distill)
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:
-        raise UserError(f"train_on_val: {recipe.method} learns its weights on V; use a method without a C-NET")
+        raise UserError(f"train_on_val: {recipe.method} learns its loss weights on val; use a method without a C-NET")
     ce = CE(recipe.distill)
     plans = []
     if train_teacher:

@@ -18,9 +18,9 @@ from mcd_cli.data.splits import some_classes
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.files import as_path, sha256_of
 from mcd_cli.models.normalized import Normalized
-from mcd_cli.models.students import RGB, freeze
+from mcd_cli.models.students import freeze
 from mcd_cli.models.teacher_file import load_teacher, save_model
-from mcd_cli.norms import parse_norm
+from mcd_cli.norms import RGB, parse_norm
 from mcd_cli.recipe.schema import Recipe
 
 

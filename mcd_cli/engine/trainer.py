@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from mcd_cli.engine.optimizers import LearningRate, gradients, step_sizes, stude
 from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.engine.teacher_logits import TeacherLogits
+from mcd_cli.ladder.metrics import EpochRecord
 from mcd_cli.losses.bank import instance_losses
 from mcd_cli.methods.base import TEACHER, BatchContext, PreparationData
 from mcd_cli.models.students import Students, forward_in_chunks, promote_to_float32
@@ -81,7 +82,7 @@ class Trainer:
         self.step_index = 0
         self.updates = 0  # of φ
         self.epochs_done = 0
-        self.best: dict[str, int] = {}  # right answers on V
+        self.best: dict[str, int] = {}  # right answers on val
         self.best_weights: dict[str, Weights] = {}
         self.tables: dict[str, Tensor] = {}
 
@@ -181,33 +182,31 @@ class Trainer:
         self.coordination.record(self.meters, batch.ids, p, w)
         return losses_of, inputs
 
-    def end_epoch(self) -> dict[str, Any]:
-        """Evaluate on V, keep each student's best; returns the epoch's line for metrics.jsonl."""
+    def end_epoch(self) -> EpochRecord:
+        """Evaluate on val, keep each student's best; returns the epoch's line for metrics.jsonl."""
         self.non_finite.refuse(self.step_index)
         val = self.loader.dataset.val
         predicted = predictions(self.students, self.loader, val, self.evaluated)
         correct = num_correct(predicted, self.loader, val).tolist()
-        summary = self.meters.summary(self.students.names, self.loss_names, self.plan.learned)
+        val_accuracy = [right / len(val) for right in correct]
+        summary = self.meters.summary(self.students.names, self.loss_names, self.plan.learned, val_accuracy)
         for name, right in zip(self.students.names, correct, strict=True):
-            summary[name]["val_accuracy"] = right / len(val)
             if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
         self.meters.reset()
         self.epochs_done += 1
-        if self.epochs_done == self.plan.epochs:
-            for name, images in self.coordination.images().items():
-                summary[name]["images"] = images
-        return {
-            "stage": self.plan.name,
-            "epoch": self.epochs_done,
-            "step": self.step_index,
-            "lr": self.learning_rate.at(self.step_index - 1),
-            "coordinator_updates": self.updates,
-            **self.coordination.settings(),
-            "students": summary,
-            **(self.plan.method.summary(self.tables) if self.epochs_done == 1 else {}),
-        }
+        images = self.coordination.images() if self.epochs_done == self.plan.epochs else {}
+        return EpochRecord(
+            stage=self.plan.name,
+            epoch=self.epochs_done,
+            step=self.step_index,
+            lr=self.learning_rate.at(self.step_index - 1),
+            coordinator_updates=self.updates,
+            normalise=self.coordination.normalise,
+            students={name: replace(student, images=images.get(name)) for name, student in summary.items()},
+            preparation=self.plan.method.summary(self.tables) if self.epochs_done == 1 else {},
+        )
 
     def current(self, name: str) -> Weights:
         """That student's weights now, as copies on the CPU."""

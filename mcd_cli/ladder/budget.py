@@ -34,16 +34,14 @@ class _Measure:
     of: Callable[[Variant], float | None]
 
 
-def _percent(fraction: float, digits: int | None = None) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
 _MEASURES = {
     "max_macs": _Measure(quantities.count, quantities.show_count, lambda variant: variant.student.macs),
     "max_params": _Measure(quantities.count, quantities.show_count, lambda variant: variant.student.params),
     "max_size": _Measure(quantities.size, quantities.show_size, lambda variant: variant.bytes),
     "max_latency": _Measure(quantities.duration, quantities.show_ms, lambda variant: variant.latency_ms),
-    "min_accuracy": _Measure(quantities.accuracy, _percent, lambda variant: variant.val),
+    "min_accuracy": _Measure(
+        quantities.accuracy, lambda share, _: quantities.show_percent(share), lambda variant: variant.val
+    ),
 }
 
 
@@ -101,7 +99,7 @@ class Miss:
     def __str__(self) -> str:
         if _is_minimum(self.limit):
             points = _two_digits(100 * (self.budget - self.need))
-            return f"reaches {_percent(self.need)} on val: {points} points short"
+            return f"reaches {quantities.show_percent(self.need)} on val: {points} points short"
         show = _MEASURES[self.limit].show
         need = show(self.need, 3)
         if need == show(self.budget, 3):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -32,7 +31,7 @@ class RunFolder:
     """The folder of one run, locked until it is closed (the lock dies with its owner)."""
 
     def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
-        """made: the folders that are new with this run, the innermost first; None for a run that goes on."""
+        """made: the folders that this run created, the innermost first; None for a resumed run."""
         self.path = path
         self._made = made
         refuse_links(path)
@@ -70,11 +69,11 @@ class RunFolder:
         folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
-        from mcd_cli.recipe.loading import load_recipe  # pydantic takes longer to start than `mcd select`
+        from mcd_cli.recipe.loading import load_recipe  # only a resumed run needs it
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)
-        sweep(folder)  # locked: whoever left something there is gone
+        sweep(folder)  # the folder is locked, so what lies there was left by a dead process
         return opened, recipe
 
     def __truediv__(self, name: str) -> Path:
@@ -86,16 +85,15 @@ class RunFolder:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing yet to go on from."""
+        """Whether there is no state yet to resume from."""
         return not (self.path / CHECKPOINT).exists() and not self.metrics_size()
 
     @property
     def resume_command(self) -> str:
         return f"mcd distill --resume {shlex.quote(str(self.path))}"
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        line = json.dumps(record) + "\n"
+    def log(self, line: str) -> None:
+        """Append a line to metrics.jsonl."""
         try:
             self._metrics.write(line)
             self._metrics.flush()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Unpack
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small, write_whole
-from mcd_cli.ladder import typed_json
 from mcd_cli.ladder.budget import Budget, Choice, Limits, choose
+from mcd_cli.ladder.documents import FINITE, Plain, read
 from mcd_cli.ladder.folder import MANIFEST
 from mcd_cli.ladder.latency import hardware_key, measure, recorded
 from mcd_cli.ladder.schema import (
@@ -36,6 +40,8 @@ MAX_BYTES = 2**25  # of the manifest
 class Ladder:
     """A finished run. Students are ordered by falling MACs."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = FINITE
+
     schema: int = SCHEMA
     version: str
     created: str  # ISO 8601; UTC where it names no zone
@@ -45,22 +51,35 @@ class Ladder:
     recipe_sha256: str
     seed: int
     device: str
-    hardware: dict[str, Any] = field(default_factory=dict)  # the device's model, precision, threads, versions
+    hardware: Plain = field(default_factory=dict)  # the device's model, precision, threads, versions
     students: tuple[StudentEntry, ...]
-    folder: Path | None = field(default=None, repr=False, compare=False)  # not stored
+    folder: Annotated[Path | None, Field(exclude=True)] = field(
+        default=None, init=False, repr=False, compare=False
+    )  # set by `at` alone, neither stored nor read
 
     def __post_init__(self) -> None:
         names = [student.name for student in self.students]
         check(bool(names), "has no students")
         check(len(set(names)) == len(names), "two students have the same name")
         _created(self.created)
-        home = None if self.folder is None else (self.folder, self.dataset)
         students = sorted(self.students, key=lambda student: -student.macs)
-        object.__setattr__(self, "students", tuple(replace(student, home=home) for student in students))
+        object.__setattr__(self, "students", tuple(students))
+
+    def at(self, folder: Path) -> Ladder:
+        """The same ladder, in the folder where its files lie."""
+        ladder = replace(self, students=tuple(student.at(folder, self.dataset) for student in self.students))
+        object.__setattr__(ladder, "folder", folder)
+        return ladder
+
+    def document(self) -> dict[str, Any]:
+        """What is stored, as plain values."""
+        document: dict[str, Any] = _LADDER.dump_python(self, mode="json")
+        return document
 
     def save(self, folder: str | Path) -> None:
-        """Write `ladder.json`, whole or not at all. Raises RunFailed when the disk refuses."""
-        write_whole(Path(folder) / MANIFEST, typed_json.write(self))
+        """Write `ladder.json`, whole or not at all; equal ladders are equal bytes. Raises RunFailed if that fails."""
+        content = json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_whole(Path(folder) / MANIFEST, content.encode() + b"\n")
 
     def student(self, name: str) -> StudentEntry:
         """The student of that name; raises UserError with the nearest names."""
@@ -70,7 +89,7 @@ class Ladder:
         raise unknown("student", name, [student.name for student in self.students])
 
     def variant(self, name: str) -> Variant:
-        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; whether its file stands is not asked."""
+        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; its file may be missing."""
         student, dot, format = name.partition(".")
         if format not in ("", INT8) or (dot and not format):
             raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")
@@ -108,6 +127,9 @@ class Ladder:
         return self.explain(budget, int8=False).demand().student
 
 
+_LADDER = TypeAdapter(Ladder)
+
+
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:
     """With its latency at the budget's percentile; measured now only where the budget limits it."""
     timing = recorded(variant.student, variant.format, 1, here)
@@ -121,13 +143,13 @@ def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladd
     ladder = load_ladder(folder)
     ladder = replace(ladder, students=tuple(change(student) for student in ladder.students))
     ladder.save(folder)
-    return ladder
+    return ladder.at(folder)
 
 
 def load_ladder(folder: str | Path) -> Ladder:
     """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
     folder = as_path(str(folder))
-    document = _read(folder)
+    content, document = _read(folder)
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
         raise UserError(f"{folder / MANIFEST} names no schema; it is not a manifest of mcd")
@@ -136,7 +158,7 @@ def load_ladder(folder: str | Path) -> Ladder:
             f"{folder / MANIFEST} is of a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
         )
     try:
-        ladder: Ladder = replace(typed_json.read(Ladder, document, ""), folder=folder)
+        ladder = read(_LADDER, content).at(folder)
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST}: {error}") from None
     for student in ladder.students:
@@ -166,7 +188,7 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
 
 
 def _age(folder: Path) -> tuple[datetime, str]:
-    created = _read(folder).get("created")
+    created = _read(folder)[1].get("created")
     try:
         return _created(created), folder.name
     except ValueError as error:
@@ -181,16 +203,18 @@ def _created(text: Any) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """The manifest's bytes and the object in them, whose keys nobody has checked."""
     path = folder / MANIFEST
     if not path.exists():
         find_run(folder)  # says why not
     try:
-        document = typed_json.parse(read_small(path, MAX_BYTES))
+        content = read_small(path, MAX_BYTES)
+        document = from_json(content, allow_inf_nan=False)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or train the run again") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} is no manifest: it holds no JSON object")
-    return document
+    return content, document

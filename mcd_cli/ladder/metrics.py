@@ -3,40 +3,111 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
+
+from mcd_cli.errors import UserError
+from mcd_cli.ladder.documents import read
 from mcd_cli.ladder.folder import METRICS
-from mcd_cli.ladder.manifest import Ladder
 
-Record = Mapping[str, Any]
+TEACHER, WARM_START = "teacher", "warm-start"  # stages that are not the method's own
+
+ByLoss = dict[str, float]  # alpha, beta, gamma
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; empty where there is no such file. Raises ValueError for a torn line."""
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """A training image with an extreme weight; `mislabelled`: whether label noise has moved it, None without noise."""
+
+    image: int  # sample id
+    label: str
+    beta: float
+    mislabelled: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesRecord:
+    """What C-NET made of the training images, each one's weights averaged over the stage.
+
+    spread: standard deviation over images. by_class: loss → class → mean. highest, lowest: by the weight of the
+    teacher's loss (β). mislabelled: means over the images that label noise has moved ("yes") and the others ("no").
+    """
+
+    spread: ByLoss
+    by_class: dict[str, dict[str, float]]
+    highest: tuple[ImageRecord, ...]
+    lowest: tuple[ImageRecord, ...]
+    mislabelled: dict[str, ByLoss] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRecord:
+    """A student's epoch: means over images. spread (standard deviation) and saturated: only where C-NET weighs."""
+
+    train_accuracy: float
+    losses: ByLoss
+    weights: ByLoss
+    total_weight: float
+    spread: ByLoss | None = None
+    saturated: ByLoss | None = None  # share of C-NET's outputs within 2 % of 0 or 1
+    val_accuracy: float
+    images: ImagesRecord | None = None  # at the stage's end
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line. preparation: what the method says of its pass before training, in a stage's first line alone.
+
+    Its keys are written beside the others; nobody reads them.
+    """
+
+    stage: str
+    epoch: int
+    step: int
+    lr: float
+    coordinator_updates: int = 0
+    normalise: str | None = None  # of C-NET's weights
+    students: dict[str, StudentRecord]
+    preparation: Annotated[dict[str, Any], Field(exclude=True)] = field(default_factory=dict)
+
+    @property
+    def is_of_method(self) -> bool:
+        """Neither the teacher's nor the warm start's."""
+        return self.stage not in (TEACHER, WARM_START)
+
+    def line(self) -> str:
+        """The line of metrics.jsonl; fields that are None are left out."""
+        return json.dumps(_RECORD.dump_python(self, exclude_none=True) | self.preparation) + "\n"
+
+
+_RECORD = TypeAdapter(EpochRecord)
+
+
+def read_metrics(folder: Path) -> list[EpochRecord]:
+    """The records of a run's folder, of all its stages; empty where it has none.
+
+    A last line that a crash has cut off is left out. Raises UserError for any other that is no record.
+    """
+    path = folder / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def read_metrics(ladder: Ladder) -> list[Record]:
-    """The lines of metrics.jsonl, the teacher's own epochs left out; empty where there is no such file."""
-    assert ladder.folder is not None
-    path = ladder.folder / METRICS
-    records: list[Record] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records += [record] if record["stage"] != "teacher" else []
-        except (ValueError, KeyError, TypeError):
-            break  # torn by a crash; what stands before it is whole
+            records.append(read(_RECORD, line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; restore the file, or remove it") from None
     return records
 
 
-def last_of_stage(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def last_of_stage(records: Iterable[EpochRecord]) -> list[EpochRecord]:
     """Each stage's last epoch: students may train one after the other."""
-    return list({record["stage"]: record for record in records}.values())
+    return list({record.stage: record for record in records}.values())
 
 
 def leading(names: Sequence[str]) -> str:
@@ -45,19 +116,18 @@ def leading(names: Sequence[str]) -> str:
     return "beta" if "beta" in names else (others or names)[0]
 
 
-def degenerate(record: Mapping[str, Any]) -> Iterator[str]:
+def degenerate(record: EpochRecord) -> Iterator[str]:
     """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
 
     Normalised weights have a total that is given: theirs can be alike, but no learning rate.
     """
-    if record.get("normalise", "none") != "none":
+    if record.normalise not in (None, "none"):
         return
-    for name, student in record["students"].items():
-        if "spread" not in student:
+    for name, student in record.students.items():
+        if student.spread is None:
             continue
-        mean = student["total_weight"] / len(student["weights"])
-        spread = max(student["spread"].values())
-        if spread < 0.02 and not 0.1 <= mean <= 0.9:
+        mean = student.total_weight / len(student.weights)
+        if max(student.spread.values()) < 0.02 and not 0.1 <= mean <= 0.9:
             yield (
                 f"C-NET weighs every image alike for {name} (mean near {round(mean)}, spread under 0.02): "
                 "it acts as a learning rate; try --set coordinator.normalise=image"

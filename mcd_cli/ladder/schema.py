@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from mcd_cli.errors import UserError
+from mcd_cli.ladder.documents import Plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +55,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAccuracy:
-    """Fractions of V and of the test set."""
+    """Fractions of val and of the test set."""
 
     val: float
     test: float
@@ -62,7 +66,7 @@ class TeacherAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherEntry:
-    """The frozen teacher; `saw_val`: whether it was trained on images of V, None where nobody knows."""
+    """The frozen teacher; `saw_val`: whether it was trained on images of val, None where nobody knows."""
 
     arch: str
     sha256: str
@@ -76,7 +80,7 @@ class TeacherEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Fractions. val: on V at the chosen checkpoint; ce (warm start), last and test: on the test set."""
+    """Fractions. val: on val at the chosen checkpoint; ce (warm start), last and test: on the test set."""
 
     ce: float | None
     last: float
@@ -93,14 +97,14 @@ class Accuracy:
 class ExportEntry:
     """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
 
-    val: the file's accuracy on V, a fraction of the `num_val` images that it was judged on.
+    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on.
     """
 
     sha256: str
     bytes: int
     val: float
     num_val: int
-    gate: dict[str, Any] = field(default_factory=dict)
+    gate: Plain = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
@@ -145,7 +149,9 @@ class StudentEntry:
     latency: dict[str, tuple[Timing, ...]] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportEntry] = field(default_factory=dict)
-    home: tuple[Path, DatasetEntry] | None = field(default=None, repr=False, compare=False)  # not stored
+    home: Annotated[tuple[Path, DatasetEntry] | None, Field(exclude=True)] = field(
+        default=None, init=False, repr=False, compare=False
+    )  # set by `at` alone, neither stored nor read
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.name) is not None, "name must be of a-z, 0-9, _ and -")
@@ -158,6 +164,12 @@ class StudentEntry:
             parts = PurePosixPath(path).parts
             safe = parts and not path.startswith("/") and ".." not in parts
             check(bool(safe) and not set(path) & set("\\:\0"), f"the path {path!r} leaves the run's folder")
+
+    def at(self, folder: Path, dataset: DatasetEntry) -> StudentEntry:
+        """The same student, in the folder where its files lie."""
+        student = copy.copy(self)
+        object.__setattr__(student, "home", (folder, dataset))
+        return student
 
     def load(self) -> nn.Module:
         """The student in eval mode: RGB float32 images [n, 3, H, W] in [0, 1] → raw logits [n, C].

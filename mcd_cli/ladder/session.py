@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -69,9 +69,9 @@ class Session:
 
 
 def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> Session:
-    """An ONNX file that `mcd export` wrote; what it needs to know stands in the file itself.
+    """An ONNX file that `mcd export` wrote; its metadata holds all that is needed.
 
-    Raises UserError when it cannot be read, has another sha256 than asked, or is of another origin.
+    Raises UserError when it cannot be read, has a different sha256 than expected, or was not written by `mcd export`.
     """
     try:
         content = path.read_bytes()
@@ -106,5 +106,4 @@ def cpu_session(file: Path | bytes, threads: int, name: str = "the ONNX file") -
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an exception class for each fault
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} cannot be loaded ({reason}); export it again") from None
+        raise UserError(f"{name} cannot be loaded ({reason_of(error)}); export it again") from None

@@ -23,7 +23,7 @@ class Variant:
 
     student: StudentEntry
     format: str = FLOAT32
-    latency_ms: float | None = None  # of one image, on this machine, where somebody asked
+    latency_ms: float | None = None  # one image on this machine, if it was measured
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Variant:
 
     @property
     def val(self) -> float:
-        """Accuracy on V, of the file itself where it is int8."""
+        """Accuracy on val, of the file itself where it is int8."""
         return self.student.accuracy.val if self.format == FLOAT32 else self.student.exported[self.format].val
 
     @property

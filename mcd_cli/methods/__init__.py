@@ -1,4 +1,4 @@
-"""The methods by name. What a method is stands in two places: its class (see base.py), and its row here. No torch.
+"""The methods by name. A method is defined in two places: its class (see base.py) and its row here. No torch.
 
 To add a method: one class in a file, and one row below; an option of its own goes into settings.py, too.
 """

@@ -1,4 +1,4 @@
-"""KD (Hinton et al. 2015), Eq. 1: every student follows the teacher, each for itself."""
+"""KD (Hinton et al. 2015), Eq. 1: every student follows the teacher, independently of the others."""
 
 from __future__ import annotations
 

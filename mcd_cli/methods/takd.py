@@ -13,7 +13,7 @@ from mcd_cli.methods.kd import KD
 class TAKD(KD):
     """L_j = 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(z_{j−1}), by falling parameter count, z_0 = z_T.
 
-    z_{j−1} are the logits of the next larger student, distilled and frozen, at its best on V.
+    z_{j−1} are the logits of the next larger student, distilled and frozen, at its best on val.
     """
 
     def stages(self, students: Sequence[str]) -> list[Stage]:

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 
 LARGEST = 4096  # images in a fixed batch, or pixels per side
 LOOPS = {"Loop", "Scan", "SequenceMap"}
@@ -35,7 +35,7 @@ class OnnxTeacher(nn.Module):
         try:
             document = onnx.load(str(path), format="protobuf", load_external_data=False)
         except Exception as error:  # protobuf's and onnx's exceptions have no common base class
-            raise UserError(f"teacher {path} is not a valid ONNX file: {_line(error)}; export it again") from None
+            raise UserError(f"teacher {path} is not a valid ONNX file: {reason_of(error)}; export it again") from None
         graph = document.graph
         if reason := _forbidden(document, path.parent):
             raise self._refused(reason)
@@ -46,7 +46,7 @@ class OnnxTeacher(nn.Module):
             with _limited_memory(path.stat().st_size):
                 self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
-            raise UserError(f"onnxruntime cannot run teacher {path}: {_line(error)}; export it again") from None
+            raise UserError(f"onnxruntime cannot run teacher {path}: {reason_of(error)}; export it again") from None
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if not outputs:
             raise self._refused("it has no output")
@@ -87,7 +87,7 @@ class OnnxTeacher(nn.Module):
                 outputs = self.session.run([self.output], {self.input: images.astype(self.dtype)})
             logits: np.ndarray[Any, Any] = outputs[0]
         except Exception as error:  # as above
-            raise self._refused(f"it fails for images {list(images.shape)}: {_line(error)}") from None
+            raise self._refused(f"it fails for images {list(images.shape)}: {reason_of(error)}") from None
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,10 +146,6 @@ def _limited_memory(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _spoken(inputs: list[Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import check_regular, read_small
 from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
@@ -44,6 +44,5 @@ def load_student(
     try:
         network.load_state_dict(read_tensors(content))
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{mismatch}: {reason}") from None
+        raise UserError(f"{mismatch}: {reason_of(error)}") from None
     return Normalized(network, mean, std).eval()

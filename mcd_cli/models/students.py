@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mcd_cli.models import build
 from mcd_cli.models.normalized import Normalized
+from mcd_cli.norms import RGB
 from mcd_cli.ops.convolution import UNSTRIDED
 from mcd_cli.ops.overrides import Overrides
 from mcd_cli.seeds import seed_of
 
-RGB = tuple[float, ...]
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from mcd_cli.errors import RunFailed, UserError, unknown
+from mcd_cli.errors import RunFailed, UserError, reason_of, unknown
 
 SMALL = "@small"
 
@@ -90,9 +90,8 @@ def load_pretrained(network: nn.Module, name: str) -> int:
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        first = str(error).strip().partition("\n")[0]
         raise RunFailed(
-            f"cannot download the pretrained weights of torchvision:{name} ({first}); "
+            f"cannot download the pretrained weights of torchvision:{name} ({reason_of(error)}); "
             f"download {weights.url} into {folder}"
         ) from None
     own = network.state_dict()

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import check_regular, write_whole
 from mcd_cli.norms import LARGEST
 
@@ -140,7 +140,7 @@ def _check_archive(path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # as above
-        raise UserError(f"teacher {path} is truncated or damaged ({_first_line(error)}); copy it again") from None
+        raise UserError(f"teacher {path} is truncated or damaged ({reason_of(error)}); copy it again") from None
     if broken is not None:
         raise UserError(f"teacher {path} is damaged (the checksum of {broken} is wrong); copy it again")
 
@@ -151,7 +151,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # as above
-        raise UserError(f"teacher {path} is a damaged safetensors file ({_first_line(error)}); copy it again") from None
+        raise UserError(f"teacher {path} is a damaged safetensors file ({reason_of(error)}); copy it again") from None
     return WeightsFile(tensors, ordered=False, metadata=_about(path, metadata))
 
 
@@ -172,10 +172,6 @@ def _about(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise UserError(f"teacher {path} has damaged metadata; copy it again") from None
     return about
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

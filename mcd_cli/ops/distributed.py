@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mcd_cli.errors import RunFailed, UserError
+from mcd_cli.errors import RunFailed, UserError, reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # how long a process waits: rank 0 may be decoding a data set
@@ -53,7 +53,7 @@ class Processes:
                 _begin(device, local_rank)
         except ValueError as error:
             raise UserError(
-                f"cannot join the process group ({_first(error)}); start the processes with torchrun"
+                f"cannot join the process group ({reason_of(error)}); start the processes with torchrun"
             ) from None
         return cls(dist.get_rank(), dist.get_world_size(), local_rank, local_world)
 
@@ -170,9 +170,5 @@ def _peers() -> Iterator[None]:
         raise
     except RuntimeError as error:  # dist.DistError and gloo's own
         raise RunFailed(
-            f"another process of this run has failed; see its message for the cause ({_first(error)})"
+            f"another process of this run has failed; see its message for the cause ({reason_of(error)})"
         ) from None
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:120]

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mcd_cli.data import DATASETS
-from mcd_cli.errors import UserError, unknown
+from mcd_cli.errors import UserError, first_problem, reason_of, unknown
 from mcd_cli.files import as_path, read_small
 from mcd_cli.recipe.schema import Recipe
 
@@ -89,7 +89,7 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         content = _toml(read_small(path, MAX_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, integers of thousands of digits
-        raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"recipe {path} cannot be read: {reason_of(error)}") from None
     base = content.pop("extends", None)
     if base is None:
         return content
@@ -139,18 +139,16 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path) or "recipe"
     if problem["type"] == "extra_forbidden":
+        path = [str(part) for part in problem["loc"]]
         section = _section(path[:-1])
         fields = [info.alias or key for key, info in section.model_fields.items()]
         prefix = "".join(f"{part}." for part in path[:-1])
-        return str(unknown("recipe key", dotted, [prefix + field for field in fields]))
-    is_table = problem["type"] in ("model_type", "dict_type")
-    message = "this must be a table" if is_table else problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    shown = "" if isinstance(value, BaseModel | dict) else f", got {value!r}"
-    return f"recipe key {dotted}: {message[0].lower() + message[1:]}{shown}"
+        return str(unknown("recipe key", ".".join(path), [prefix + field for field in fields]))
+    place, message = first_problem(error)
+    if problem["type"] in ("model_type", "dict_type"):
+        message = f"this must be a table, got {problem['input']!r}"
+    return f"recipe key {place or 'recipe'}: {message}"
 
 
 def _section(path: list[str]) -> type[BaseModel]:

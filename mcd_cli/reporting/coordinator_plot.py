@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT
-from mcd_cli.ladder.metrics import Record, leading
+from mcd_cli.ladder.metrics import EpochRecord, ImagesRecord, StudentRecord, leading
 from mcd_cli.reporting.style import as_files, loss_label, loss_styles
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ COLUMNS = (
 )
 
 
-def draw_story(metrics: Iterable[Record], folder: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
+def draw_story(metrics: Iterable[EpochRecord], folder: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
     """Write coordinator.png and .svg into the folder; False where no C-NET has learned anything.
 
-    metrics: the lines of metrics.jsonl; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
-    where they are at hand, and not their ids alone. Raises RunFailed where it cannot write.
+    metrics: a run's records; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
+    if they are available, not only their ids. Raises RunFailed where it cannot write.
     """
     figure = story_figure(metrics, pixels)
     if figure is None:
@@ -41,7 +41,7 @@ def draw_story(metrics: Iterable[Record], folder: Path, pixels: Callable[[int], 
     return True
 
 
-def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | None = None) -> Figure | None:
+def story_figure(metrics: Iterable[EpochRecord], pixels: Callable[[int], Pixels] | None = None) -> Figure | None:
     """A row per student: course, classes, extreme images; None where no C-NET has learned anything.
 
     Placed by hand: to find the same places by drawing all of it first takes as long as drawing it.
@@ -56,7 +56,7 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
     axes = figure.subplots(len(courses), 3, squeeze=False, width_ratios=(4, 4, 5))
     figure.subplots_adjust(0.03, 0.45 / height, 0.99, 1 - HEAD / height, wspace=0.12, hspace=0.32)
     for (left, middle, right), (student, course) in zip(axes, courses.items(), strict=True):
-        images = course[-1][1].get("images")
+        images = course[-1][1].images
         _course(left, course)
         left.set_title(student, loc="left", fontsize=10, fontweight="bold")
         if images is None:
@@ -67,7 +67,7 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
             _extremes(right, images, pixels)
     axes[-1][0].set_xlabel("epoch", fontsize=8)
     top = 1 - 0.3 / height
-    by = loss_label(leading(list(next(iter(courses.values()))[-1][1]["weights"])))
+    by = loss_label(leading(list(next(iter(courses.values()))[-1][1].weights)))
     for panel, title in zip(axes[0], COLUMNS, strict=True):
         box = panel.get_position()
         figure.text((box.x0 + box.x1) / 2, top, title.format(leading=by), ha="center", fontsize=9)
@@ -84,44 +84,44 @@ def story_figure(metrics: Iterable[Record], pixels: Callable[[int], Pixels] | No
     return figure
 
 
-def courses_of(metrics: Iterable[Record]) -> dict[str, list[tuple[int, Record]]]:
+def courses_of(metrics: Iterable[EpochRecord]) -> dict[str, list[tuple[int, StudentRecord]]]:
     """Student → (epoch, what its line says) of the epochs in which a C-NET weighed its losses."""
-    courses: dict[str, list[tuple[int, Record]]] = {}
+    courses: dict[str, list[tuple[int, StudentRecord]]] = {}
     for line in metrics:
-        for name, student in line["students"].items():
-            if "spread" in student:
-                courses.setdefault(name, []).append((line["epoch"], student))
+        for name, student in line.students.items():
+            if student.spread is not None:
+                courses.setdefault(name, []).append((line.epoch, student))
     return courses
 
 
-def _course(axes: Axes, course: list[tuple[int, Record]]) -> None:
+def _course(axes: Axes, course: list[tuple[int, StudentRecord]]) -> None:
     """Means over images by epoch, a band of one standard deviation over images, the total, the saturated share."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch for epoch, _ in course]
-    weights = course[-1][1]["weights"]
+    weights = course[-1][1].weights
     for symbol, style in zip(weights, loss_styles(weights), strict=True):
-        mean = [student["weights"][symbol] for _, student in course]
-        spread = [student["spread"][symbol] for _, student in course]
+        mean = [student.weights[symbol] for _, student in course]
+        spread = [(student.spread or {})[symbol] for _, student in course]
         axes.plot(epochs, mean, color=style.colour, label=style.label, marker="." if len(epochs) < 30 else "")
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(epochs, low, high, color=style.colour, alpha=0.2, linewidth=0)
-        saturated = [student["saturated"][symbol] for _, student in course]
+        saturated = [(student.saturated or {})[symbol] for _, student in course]
         axes.plot(epochs, saturated, color=style.colour, linestyle=":", linewidth=1)
-    axes.plot(epochs, [student["total_weight"] for _, student in course], "k--", linewidth=1, label="total weight")
+    axes.plot(epochs, [student.total_weight for _, student in course], "k--", linewidth=1, label="total weight")
     axes.plot([], [], "k:", linewidth=1, label="saturated share")
-    axes.set_ylim(0, 1.1 * max(student["total_weight"] for _, student in course))
+    axes.set_ylim(0, 1.1 * max(student.total_weight for _, student in course))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
 
 
-def _classes(axes: Axes, images: Record) -> None:
+def _classes(axes: Axes, images: ImagesRecord) -> None:
     """Mean weight of each class, sorted by β; the ends are named."""
-    beta = images["by_class"][leading(list(images["by_class"]))]
+    beta = images.by_class[leading(list(images.by_class))]
     order = sorted(beta, key=lambda name: beta[name])
-    for style, of_class in zip(loss_styles(images["by_class"]), images["by_class"].values(), strict=True):
+    for style, of_class in zip(loss_styles(images.by_class), images.by_class.values(), strict=True):
         values = [of_class[name] for name in order]
         axes.plot(range(len(order)), values, ".", color=style.colour, markersize=4)
     shown = list(range(len(order)))
@@ -133,25 +133,25 @@ def _classes(axes: Axes, images: Record) -> None:
     axes.grid(alpha=0.25)
 
 
-def _extremes(axes: Axes, images: Record, pixels: Callable[[int], Pixels] | None) -> None:
+def _extremes(axes: Axes, images: ImagesRecord, pixels: Callable[[int], Pixels] | None) -> None:
     """The images with the highest (top row) and the lowest weight of the teacher, as one picture."""
     import numpy as np
 
-    of_end = [images["highest"], images["lowest"]]
-    thumbnails = [[None if pixels is None else pixels(image["image"]) for image in row] for row in of_end]
+    of_end = [images.highest, images.lowest]
+    thumbnails = [[None if pixels is None else pixels(image.image) for image in row] for row in of_end]
     side = next((t.shape[-1] for row in thumbnails for t in row if t is not None), 32)
     step, fall = side + max(1, side // 6), 2 * side
     sheet = np.full((fall + side, step * max(1, *map(len, of_end)), 3), 255, np.uint8)
     for i, row in enumerate(of_end):
         for j, image in enumerate(row):
             top, left = i * fall, j * step
-            mark = "!" if image.get("mislabelled") else ""
-            label = image["label"] if len(image["label"]) <= 9 else image["label"][:8] + "…"
-            text = f"{label}{mark}\n{image['beta']:.3f}"
+            mark = "!" if image.mislabelled else ""
+            label = image.label if len(image.label) <= 9 else image.label[:8] + "…"
+            text = f"{label}{mark}\n{image.beta:.3f}"
             axes.text(left + side / 2, top - side / 10, text, ha="center", va="bottom", fontsize=6)
             thumbnail = thumbnails[i][j]
             if thumbnail is None:
-                axes.text(left + side / 2, top + side / 2, f"#{image['image']}", ha="center", va="center", fontsize=6)
+                axes.text(left + side / 2, top + side / 2, f"#{image.image}", ha="center", va="center", fontsize=6)
             else:
                 sheet[top : top + side, left : left + side] = thumbnail.transpose(1, 2, 0)
     height, width, _ = sheet.shape

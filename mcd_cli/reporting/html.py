@@ -48,7 +48,7 @@ def _block(block: str | tuple[str, ...] | Grid) -> str:
         return f"<p>{_text(block)}</p>"
     if not isinstance(block, Grid):
         return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in block) + "</ul>"
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in block.head)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in block.columns)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 from rich.console import Console
 from rich.table import Table
 
 from mcd_cli.errors import UserError
-from mcd_cli.ladder.folder import MANIFEST
 from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.quantities import show_count, show_size
 from mcd_cli.reporting.console import print_json, results, table
@@ -65,8 +63,7 @@ def print_ladder(ladder: Ladder, json_output: bool) -> None:
     """The result on stdout: a table, or the manifest as one JSON document."""
     if json_output:
         assert ladder.folder is not None
-        document = json.loads((ladder.folder / MANIFEST).read_text(encoding="utf-8"))
-        print_json(document | {"run": str(ladder.folder)})
+        print_json(ladder.document() | {"run": str(ladder.folder)})
         return
     console = results()
     console.print(ladder_table(ladder, console))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.metrics import degenerate, last_of_stage
+from mcd_cli.ladder.metrics import EpochRecord, degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
-from mcd_cli.quantities import show_count, show_ms, show_size
+from mcd_cli.quantities import show_count, show_ms, show_percent, show_size
 from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
 from mcd_cli.reporting.style import loss_label
 from mcd_cli.reporting.table import Grid
@@ -33,8 +32,10 @@ def students(ladder: Ladder) -> Section:
         ce = s.accuracy.ce
         gain = "–" if ce is None else shown_gain(s.accuracy.test - ce, s.accuracy.gain_p)
         costs = (show_count(s.macs), show_count(s.params, 3), show_size(s.bytes, 3))
-        start = "–" if ce is None else _percent(ce)
-        rows.append((s.name, s.arch, *costs, start, _percent(s.accuracy.test) + error, gain, _percent(s.accuracy.val)))
+        start = "–" if ce is None else show_percent(ce)
+        rows.append(
+            (s.name, s.arch, *costs, start, show_percent(s.accuracy.test) + error, gain, show_percent(s.accuracy.val))
+        )
     notes = "MACs: multiply-adds of convolutions and linear layers for one image. Bytes: the float32 weights file. "
     return Section("Students", (Grid(head, tuple(rows)), notes + caption(ladder) + "."))
 
@@ -46,8 +47,8 @@ def exports(ladder: Ladder) -> Section:
         (
             s.exports[format].rpartition("/")[2],
             show_size(e.bytes, 3),
-            f"{e.num_val:,} images of V",
-            _percent(e.val),
+            f"{e.num_val:,} images of val",
+            show_percent(e.val),
             _gate(e),
             e.sha256[:12],
         )
@@ -59,7 +60,7 @@ def exports(ladder: Ladder) -> Section:
         return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
     note = (
         "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
-        "largest and every prediction is the same; an int8 file only if its accuracy on V falls no more than allowed."
+        "largest and every prediction is the same; an int8 file only if its accuracy on val falls no more than allowed."
     )
     return Section("Exports", (Grid(head, rows), note))
 
@@ -106,35 +107,35 @@ def _variant_name(student: StudentEntry, format: str) -> str:
     return student.name if format == "onnx" else f"{student.name}.{format}"
 
 
-def coordinator(ladder: Ladder, records: Sequence[Mapping[str, Any]]) -> Section:
+def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
     """C-NET's story: where its weights began, where they ended, and whether they still tell images apart."""
-    own = [record for record in records if record["stage"] != "warm-start"]
-    learned = [record for record in own if any("spread" in s for s in record["students"].values())]
+    own = [record for record in records if record.is_of_method]
+    learned = [record for record in own if any(s.spread for s in record.students.values())]
     title = "How the losses were weighed"
     if not learned:
-        weights = {name: s["weights"] for record in last_of_stage(own) for name, s in record["students"].items()}
+        weights = {name: s.weights for record in last_of_stage(own) for name, s in record.students.items()}
         losses = list(dict.fromkeys(loss for own in weights.values() for loss in own))
-        rows = [
-            (name, *(f"{own[loss]:.2f}" if loss in own else "–" for loss in losses)) for name, own in weights.items()
-        ]
+        rows = [(name, *(f"{own[x]:.2f}" if x in own else "–" for x in losses)) for name, own in weights.items()]
         intro = f"{ladder.method} has no coordinator."
         head = ("student", *map(loss_label, losses))
         if not rows:
             return Section(title, (intro,))
         return Section(title, (f"{intro} Mean weight of each loss in the last epoch:", Grid(head, tuple(rows))))
-    updates = max(record.get("coordinator_updates", 0) for record in learned)
+    updates = max(record.coordinator_updates for record in learned)
     intro = (
-        f"C-NET, updated {updates:,} times by the students' loss on V, weighed every image's losses for every student. "
-        "Below: the mean weight over images in its first and last epoch, its spread over images (standard deviation) "
-        "and the share of outputs within 2 % of 0 or 1, both in the last epoch."
+        f"C-NET, updated {updates:,} times by the students' loss on val, weighed every image's losses for every "
+        "student. Below: the mean weight over images in its first and last epoch, its spread over images (standard "
+        "deviation) and the share of outputs within 2 % of 0 or 1, both in the last epoch."
     )
     rows = []
     for student in ladder.students:
-        epochs = [record["students"][student.name] for record in learned if student.name in record["students"]]
-        for symbol in epochs[-1].get("spread", {}) if epochs else ():
-            first, last = epochs[0], epochs[-1]
-            figures = (first["weights"][symbol], last["weights"][symbol], last["spread"][symbol])
-            saturated = _percent(last["saturated"][symbol])
+        epochs = [record.students[student.name] for record in learned if student.name in record.students]
+        if not epochs:
+            continue
+        first, last = epochs[0], epochs[-1]
+        for symbol, spread in (last.spread or {}).items():
+            figures = (first.weights[symbol], last.weights[symbol], spread)
+            saturated = show_percent((last.saturated or {})[symbol])
             rows.append((student.name, loss_label(symbol), *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
     warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
@@ -180,7 +181,7 @@ def _teacher(ladder: Ladder) -> str:
     saw = {True: "it has seen V", False: "it has not seen V", None: "whether it has seen V is not known"}[
         teacher.saw_val
     ]
-    reached = f"{_percent(teacher.accuracy.test)} on test, {_percent(teacher.accuracy.val)} on V"
+    reached = f"{show_percent(teacher.accuracy.test)} on test, {show_percent(teacher.accuracy.val)} on val"
     return f"Teacher: {teacher.arch}, {reached}; {saw}; sha256 {teacher.sha256[:12]}."
 
 
@@ -201,9 +202,9 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
 def _limits(ladder: Ladder) -> Iterator[str]:
     yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
     yield "V chose each student's checkpoint (and trained C-NET, where there is one): its accuracies are optimistic."
-    yield "The test set was read once, at the end; int8 files are judged on V alone."
+    yield "The test set was read once, at the end; int8 files are judged on val alone."
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
-        yield "The teacher may have been trained on images of V, so V may flatter what follows it closely."
+        yield "The teacher may have been trained on images of val, so V may flatter what follows it closely."
     yield "Nothing is known of images from elsewhere, of subgroups, or of inputs made to deceive."
 
 
@@ -218,7 +219,3 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
             else:
                 parts.append(block if isinstance(block, str) else "\n".join(f"- {item}" for item in block))
     return "\n\n".join(parts) + "\n"
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"

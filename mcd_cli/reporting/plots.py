@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.files import write_whole
 from mcd_cli.ladder.folder import LADDER_PLOT, TRAINING_PLOT
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.metrics import Record, read_metrics
+from mcd_cli.ladder.metrics import TEACHER, WARM_START, EpochRecord, read_metrics
 from mcd_cli.quantities import show_count, show_size
 from mcd_cli.reporting.style import BLUE, GREY, RED, STYLE, as_files, loss_label
 
@@ -35,7 +35,8 @@ def render(ladder: Ladder) -> dict[str, bytes]:
 
     with matplotlib.rc_context(STYLE):
         figures = {LADDER_PLOT: ladder_figure(ladder)}
-        records = read_metrics(ladder)
+        records = [] if ladder.folder is None else read_metrics(ladder.folder)
+        records = [record for record in records if record.stage != TEACHER]
         if records:
             figures[TRAINING_PLOT] = training_figure(ladder, records)
         return {
@@ -140,28 +141,28 @@ def _label(
                 note.remove()
 
 
-def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
-    """Accuracy on V over the epochs and, where C-NET has learned them, each student's weights with their spread."""
+def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
+    """Accuracy on val over the epochs and, where C-NET has learned them, each student's weights with their spread."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    learned = list(dict.fromkeys(symbol for r in records for e in _of(r) for symbol in e.get("spread", {})))
+    learned = list(dict.fromkeys(s for r in records for e in r.students.values() for s in e.spread or ()))
     figure = Figure(figsize=(7, 3.2 + 1.5 * len(learned)), layout="constrained")
     grid = figure.add_gridspec(1 + len(learned), 1, height_ratios=[2.2, *[1] * len(learned)])
     axes = [figure.add_subplot(grid[0])]
     for i in range(len(learned)):
         axes.append(figure.add_subplot(grid[i + 1], sharex=axes[0], sharey=axes[1] if i else None))
-    warm = max((r["epoch"] for r in records if r["stage"] == "warm-start"), default=0)
+    warm = max((r.epoch for r in records if r.stage == WARM_START), default=0)
     tones = colormaps["viridis"]
     for i, student in enumerate(ladder.students):
         colour = tones(0.8 * i / max(1, len(ladder.students) - 1))
-        own = [(_epoch(r, warm), r["students"][student.name]) for r in records if student.name in r["students"]]
+        own = [(_epoch(r, warm), r.students[student.name]) for r in records if student.name in r.students]
         marker = "o" if len(own) < 12 else ""
         line: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.3}
-        axes[0].plot([x for x, _ in own], [100 * e["val_accuracy"] for _, e in own], label=student.name, **line)
+        axes[0].plot([x for x, _ in own], [100 * e.val_accuracy for _, e in own], label=student.name, **line)
         for panel, symbol in zip(axes[1:], learned, strict=True):
-            points = [(x, e["weights"][symbol], e["spread"][symbol]) for x, e in own if symbol in e.get("spread", {})]
+            points = [(x, e.weights[symbol], e.spread[symbol]) for x, e in own if e.spread and symbol in e.spread]
             if points:
                 x, mean, spread = zip(*points, strict=True)
                 panel.plot(x, mean, **line)
@@ -176,7 +177,7 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
         panel.grid(alpha=0.2)
         panel.label_outer()
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if warm and any(r["stage"] != "warm-start" for r in records):
+        if warm and any(r.is_of_method for r in records):
             panel.axvline(warm + 0.5, color=GREY, linewidth=0.8, linestyle=":")
     if warm:
         where = axes[0].get_xaxis_transform()
@@ -184,7 +185,7 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
         axes[0].text(
             warm + 0.55, 1.0, f" {ladder.method}", ha="left", va="bottom", transform=where, color=GREY, fontsize=8
         )
-    axes[0].set_ylabel("accuracy on V (%)")
+    axes[0].set_ylabel("accuracy on val (%)")
     axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[-1].set_xlabel("epoch" + ("; C-NET's weights: mean over images, band: one standard deviation" * bool(learned)))
     num_val = ladder.dataset.sizes.get("val")
@@ -192,13 +193,9 @@ def training_figure(ladder: Ladder, records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _of(record: Record) -> list[Mapping[str, Any]]:
-    return list(record["students"].values())
-
-
-def _epoch(record: Record, warm: int) -> int:
+def _epoch(record: EpochRecord, warm: int) -> int:
     """Epochs since the student's start."""
-    return int(record["epoch"]) + (0 if record["stage"] == "warm-start" else warm)
+    return record.epoch + (warm if record.is_of_method else 0)
 
 
 def _title(ladder: Ladder, images: str) -> str:

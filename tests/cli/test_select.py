@@ -130,7 +130,7 @@ def test_what_makes_no_sense_prints_nothing(
 
 
 def test_select_imports_nothing_heavy(runs: Path) -> None:
-    heavy = ["torch", "numpy", "pydantic", "safetensors", "fvcore", "matplotlib", "onnxruntime"]
+    heavy = ["torch", "numpy", "safetensors", "fvcore", "matplotlib", "onnxruntime"]
     code = (
         "import sys; from mcd_cli.cli.select import select; select(max_macs='16M');"
         f"print([name for name in {heavy} if name in sys.modules])"

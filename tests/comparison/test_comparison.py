@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from mcd_cli.comparison.figures import cohorts, draw_cohorts, gains_over_closest
-from mcd_cli.comparison.paper import blocks, papers_figures
+from mcd_cli.comparison.figures import cohorts, draw, gains_over_closest
+from mcd_cli.comparison.paper import PaperFigures, blocks, papers_figures
 from mcd_cli.comparison.plan import Plan
 from mcd_cli.comparison.runner import Comparison
+from mcd_cli.comparison.schema import Document
 from mcd_cli.comparison.tables import markdown
 from mcd_cli.engine.events import Event, StageStarted
 from mcd_cli.engine.run import Run, RunOptions
@@ -26,6 +28,7 @@ from mcd_cli.models import build
 from mcd_cli.recipe.overlays import Contender, find_contenders
 from mcd_cli.recipe.schema import Recipe
 from support.commands import mcd
+from support.manifests import GOLDEN
 from support.runs import signal_at, teachers_passes, tiny_recipe, train
 
 
@@ -128,12 +131,34 @@ def test_figures_are_those_of_the_predictions(whole: Path) -> None:
     assert (rows["mc-distil"]["updates"], rows["kd"]["updates"]) == (4, 0)
     assert rows["mc-distil"]["seconds"]["mean"] > 0
     assert "C-NET made 4 updates" in document["verdicts"][0]["lines"][-1]
-    assert gains_over_closest(document).keys() == {"resnet10-xxs", "resnet10-xxxs"}
+    assert gains_over_closest(Document.load(whole)).keys() == {"resnet10-xxs", "resnet10-xxxs"}
     told = (whole / "comparison.md").read_text(encoding="utf-8")
     best = max(rows.values(), key=lambda row: row["mean"]["mean"])["mean"]
     assert f"**{100 * best['mean']:.2f} ± {100 * best['std']:.2f}**" in told
     assert "kd-again is kd by definition" in told
     assert (whole / "gains.svg").is_file()
+
+
+@pytest.mark.parametrize("folder", ["whole", "golden"])
+def test_a_document_is_read_as_it_was_written(whole: Path, tmp_path: Path, folder: str) -> None:
+    """To the byte; one that mcd 0.1.0 wrote from dictionaries, too."""
+    written = whole if folder == "whole" else GOLDEN
+    Document.load(written).save(tmp_path)
+    assert (tmp_path / "comparison.json").read_bytes() == (written / "comparison.json").read_bytes()
+
+
+def test_a_damaged_document_is_told_in_one_line(tmp_path: Path) -> None:
+    content = json.loads((GOLDEN / "comparison.json").read_text())
+    damaged = [b"", b"[]", b"{", b"[" * 100_000, b'{"schema": NaN}']
+    damaged += [json.dumps(content | more).encode() for more in ({"seeds": [True]}, {"recipe": {"epochs": 1e999}})]
+    for text in damaged:
+        (tmp_path / "comparison.json").write_bytes(text)
+        with pytest.raises(UserError, match=r"holds no finished comparison \(comparison.json: ") as refused:
+            Document.load(tmp_path)
+        assert "\n" not in str(refused.value)
+    older = {key: content[key] for key in content if key not in ("controls", "verdicts", "paper")}
+    (tmp_path / "comparison.json").write_text(json.dumps(older | {"verdict": {}}))
+    assert "kd and mc-distil" in markdown(Document.load(tmp_path), [])
 
 
 @pytest.mark.parametrize(("stage", "step"), [("warm-start", 2), ("distill", 3)])
@@ -174,11 +199,10 @@ def test_a_chain_takes_its_first_link_over_from_kd(tmp_path: Path) -> None:
     alone.train()
     cells = [tmp_path / name / "cells" / "takd-seed0" for name in ("both", "alone")]
     assert weights(cells[0]) == weights(cells[1])
-    rows = {row["name"]: row for row in comparison.document([], None)["contenders"]}
-    assert rows["takd"]["borrowed"] == ["resnet10-xxs"]
-    assert rows["takd"]["students"]["resnet10-xxs"]["total_weight"] == pytest.approx(1)
-    kd = rows["kd"]["students"]["resnet10-xxs"]["last"]
-    assert rows["takd"]["students"]["resnet10-xxs"]["last"] == kd
+    rows = {row.name: row for row in comparison.document([], None).contenders}
+    assert rows["takd"].borrowed == ("resnet10-xxs",)
+    assert rows["takd"].students["resnet10-xxs"].total_weight == pytest.approx(1)
+    assert rows["takd"].students["resnet10-xxs"].last == rows["kd"].students["resnet10-xxs"].last
 
 
 def test_eight_methods_run_the_teacher_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +222,10 @@ def test_eight_methods_run_the_teacher_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_papers_figures_stand_below_ours(whole: Path) -> None:
-    document = json.loads((whole / "comparison.json").read_text())
-    paper = {"table": 1, "teacher_accuracy": 72.2, "students": {"resnet10-xxs": {"kd": 33.45, "mc-distil": 37.27}}}
-    told = markdown(document | {"paper": paper}, [])
+    document = Document.load(whole)
+    students = {"resnet10-xxs": {"kd": 33.45, "mc-distil": 37.27}}
+    paper = PaperFigures(table=1, teacher_accuracy=72.2, students=students)
+    told = markdown(replace(document, paper=paper), [])
     lines = told.splitlines()
     (kd,) = (i for i, line in enumerate(lines) if line.startswith("| kd ") and "paper" in lines[i + 1])
     assert lines[kd + 1] == "|   paper | 33.45 | - | - |"
@@ -267,11 +292,13 @@ def test_students_one_at_a_time(whole: Path, tmp_path: Path) -> None:
     document = comparison.document([], None)
     chains = cohorts(document)
     assert {name: [count for count, _ in chain] for name, chain in chains.items()} == {"larger students added": [1, 2]}
-    draw_cohorts(document, tmp_path)
+    assert "cohorts.png" in draw([document], tmp_path)
     assert (tmp_path / "cohorts.png").stat().st_size > 5000
-    rows = {row["name"]: row for row in document["contenders"]}
-    own, kd = (rows[name]["students"]["resnet10-xxxs"]["last"]["mean"] for name in ("grow-1", "kd"))
-    assert rows["grow-1"]["vs_kd"]["difference"] == pytest.approx(own - kd, abs=1e-6)
+    rows = {row.name: row for row in document.contenders}
+    own, kd = (rows[name].students["resnet10-xxxs"].last.mean for name in ("grow-1", "kd"))
+    gain = rows["grow-1"].vs_kd
+    assert gain is not None
+    assert gain.difference == pytest.approx(own - kd, abs=1e-6)
 
 
 def test_a_given_teacher_and_no_warm_start(whole: Path, tmp_path: Path) -> None:
@@ -286,9 +313,11 @@ def test_a_given_teacher_and_no_warm_start(whole: Path, tmp_path: Path) -> None:
     comparison.train()
     document = comparison.document([], None)
     assert stages == ["distill", "distill"]
-    assert document["warm_start"] == {}
+    assert document.warm_start == {}
     assert "CE (warm start)" not in markdown(document, [])
-    assert document["contenders"][1]["vs_ce"]["num_seeds"] == 1
+    gain = document.contenders[1].vs_ce
+    assert gain is not None
+    assert gain.num_seeds == 1
 
 
 def test_a_group_is_chosen_on_v(whole: Path, tmp_path: Path) -> None:
@@ -300,9 +329,9 @@ def test_a_group_is_chosen_on_v(whole: Path, tmp_path: Path) -> None:
     comparison = make(Plan(tiny_recipe(), (*plan_of("ce").contenders, *group), (0,)), tmp_path / "tuned")
     comparison.train()
     document = comparison.document([], None)
-    assert [row["name"] for row in document["contenders"]] == ["ce", "tuned"]
-    on_val = document["tuned"]["tuned"]["val"]
-    assert document["tuned"]["tuned"]["chosen"] == max(on_val, key=on_val.get)
+    assert [row.name for row in document.contenders] == ["ce", "tuned"]
+    on_val = document.tuned["tuned"].val
+    assert document.tuned["tuned"].chosen == max(on_val, key=lambda name: on_val[name])
     for name, value in on_val.items():
         ladder = load_ladder(tmp_path / "tuned" / "cells" / f"{name.replace('/', '.')}-seed0")
         assert value == pytest.approx(np.mean([student.accuracy.val for student in ladder.students]))
@@ -332,9 +361,9 @@ def test_papers_figures_stand_only_beside_its_settings() -> None:
     recipe = tiny_recipe(dataset="cifar100", teacher={"arch": "resnet10-l"}, students=["resnet10-m", "resnet10-xxxs"])
     found = papers_figures(recipe)
     assert found is not None
-    assert found["students"]["resnet10-m"]["mc-distil"] == 69.13
-    assert found["students"]["resnet10-m"]["mc-distil-nops"] == 68.47
-    assert "resnet10-xxxs" not in found["students"]
+    assert found.students["resnet10-m"]["mc-distil"] == 69.13
+    assert found.students["resnet10-m"]["mc-distil-nops"] == 68.47
+    assert "resnet10-xxxs" not in found.students
     assert papers_figures(tiny_recipe()) is None
     assert (
         papers_figures(tiny_recipe(dataset="cifar100", teacher={"arch": "resnet10-l"}, students=["wrn-16-2"])) is None
@@ -376,9 +405,9 @@ def test_a_dry_run_leaves_nothing(
     ("args", "message"),
     [
         ("--methods kd,mc-dstil", "unknown method or overlay 'mc-dstil'; did you mean"),
-        ("--methods kd,kd", "the method kd stands twice"),
+        ("--methods kd,kd", "duplicate method kd"),
         ("--seeds 0,x", "--seeds takes numbers such as 0,1,2 or 0-4; got '0,x'"),
-        ("--seeds 1,1", "the seed 1 stands twice"),
+        ("--seeds 1,1", "duplicate seed 1"),
         ("--out tiny.toml", "is a file or under one"),
         ("--resume nowhere", "nowhere is no comparison"),
         ("--resume nowhere --methods kd", "--resume uses the plan in its folder"),

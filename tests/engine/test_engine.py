@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mcd_cli.engine.run import Run
 from mcd_cli.engine.trainer import Trainer
 from mcd_cli.errors import Interrupted, RunFailed
 from mcd_cli.ladder.folder import RunFolder
-from mcd_cli.ladder.metrics import degenerate
+from mcd_cli.ladder.metrics import EpochRecord, StudentRecord, degenerate
 from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.methods import METHODS, MethodSpec
 from mcd_cli.methods.base import TEACHER, BatchContext, Method, PreparationData, Stage
@@ -279,8 +280,8 @@ def test_when_c_net_learns(tmp_path: Path, coordinator: dict, updates: list[int]
     seen: list[int] = []
 
     def note(event: Event) -> None:
-        if isinstance(event, EpochEnded) and event.record["stage"] == "distill":
-            seen.append(event.record["coordinator_updates"])
+        if isinstance(event, EpochEnded) and event.record.stage == "distill":
+            seen.append(event.record.coordinator_updates)
 
     train(tiny_recipe(students=["resnet10-xxxs"], coordinator={"unit": "step", **coordinator}), tmp_path / "run", note)
     assert seen == updates
@@ -299,11 +300,19 @@ def test_metrics_tell_c_nets_course(uninterrupted: Path) -> None:
 
 
 def test_degenerate_weights_are_told() -> None:
-    student = {"weights": dict.fromkeys("abc", 0.97), "total_weight": 2.91, "spread": dict.fromkeys("abc", 0.01)}
-    assert "learning rate" in next(degenerate({"students": {"s": student}}))
-    assert not list(degenerate({"students": {"s": student}, "normalise": "mean"}))
-    student["spread"] = {"a": 0.05, "b": 0.0, "c": 0.0}
-    assert not list(degenerate({"students": {"s": student}}))
+    student = StudentRecord(
+        train_accuracy=0.5,
+        losses=dict.fromkeys("abc", 1.0),
+        weights=dict.fromkeys("abc", 0.97),
+        total_weight=2.91,
+        spread=dict.fromkeys("abc", 0.01),
+        val_accuracy=0.5,
+    )
+    record = EpochRecord(stage="distill", epoch=1, step=4, lr=0.1, students={"s": student})
+    assert "learning rate" in next(degenerate(record))
+    assert not list(degenerate(replace(record, normalise="mean")))
+    uneven = replace(student, spread={"a": 0.05, "b": 0.0, "c": 0.0})
+    assert not list(degenerate(replace(record, students={"s": uneven})))
 
 
 def test_warm_start_is_shared_and_position_does_not_matter(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
         find_contenders("mc-dstil")
     with pytest.raises(UserError, match="cannot be a contender's name"):
         find_contenders(overlay(tmp_path, "kd", ""))
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="duplicate method kd"):
         Plan(tiny_recipe(), (Contender("kd"), Contender("kd")), (0,))
 
 

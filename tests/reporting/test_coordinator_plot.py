@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcd_cli.engine.instance_weights import NUM_EXTREMES, InstanceWeights
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.metrics import read_metrics
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.reporting.coordinator_plot import draw_story
 from support.runs import make_run, tiny_recipe, train
@@ -41,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ids = [batch.ids for epoch in range(3) for batch in loader.epoch(epoch)]
     assert len(ids) == len(weighed) == 12
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {"ids": ids, "weighed": weighed, "lines": lines, "data": loader.dataset}
+    return {"ids": ids, "weighed": weighed, "lines": lines, "data": loader.dataset, "records": read_metrics(out)}
 
 
 def averages(run: dict[str, Any]) -> dict[int, np.ndarray]:
@@ -96,28 +97,27 @@ def test_drift_does_not_tell_when_an_image_was_used() -> None:
 
 def test_methods_without_c_net_have_no_story(tmp_path: Path) -> None:
     train(tiny_recipe(method="kd", epochs=1), tmp_path / "kd")
-    lines = [json.loads(line) for line in (tmp_path / "kd" / "metrics.jsonl").read_text().splitlines()]
     (tmp_path / "story").mkdir()
-    assert not draw_story(lines, tmp_path / "story")
+    assert not draw_story(read_metrics(tmp_path / "kd"), tmp_path / "story")
     assert not any((tmp_path / "story").iterdir())
 
 
 def test_the_picture(run: dict[str, Any], tmp_path: Path) -> None:
-    lines, asked = run["lines"], []
+    lines, records, asked = run["lines"], run["records"], []
 
     def pixels(image: int) -> np.ndarray:
         asked.append(image)
         return run["data"].images[image].numpy()
 
-    assert draw_story(lines, tmp_path, pixels)
+    assert draw_story(records, tmp_path, pixels)
     assert (tmp_path / "coordinator.png").read_bytes()[:4] == b"\x89PNG"
     drawn = (tmp_path / "coordinator.svg").read_text()
     assert drawn.count("<image") == len(RECIPE.students)  # a sheet for each
     ends = [s["images"][end] for s in lines[-1]["students"].values() for end in ("highest", "lowest")]
     assert all(len(end) == NUM_EXTREMES for end in ends)
     assert sorted(asked) == sorted(one["image"] for end in ends for one in end)
-    assert draw_story(lines, tmp_path)
+    assert draw_story(records, tmp_path)
     drawn = (tmp_path / "coordinator.svg").read_text()
     assert "<svg" in drawn
     assert "<image" not in drawn
-    assert draw_story(lines[:-1], tmp_path)  # a run that goes on has no images yet
+    assert draw_story(records[:-1], tmp_path)  # a run that goes on has no images yet

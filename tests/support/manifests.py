@@ -1,8 +1,12 @@
-"""A manifest of two students, written by hand and not by the code under test."""
+"""A manifest of two students, written by hand and not by the code under test, and a run's files of an older mcd."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+GOLDEN = Path(__file__).with_name("golden")
+"""ladder.json, metrics.jsonl and comparison.json, from before each was a dataclass that pydantic reads."""
 
 COST = {"params": 1000, "macs": 100_000, "bytes": 5000}
 SCORE = {"ce": 0.5, "last": 0.6, "val": 0.7, "test": 0.7, "gain_p": 0.01}

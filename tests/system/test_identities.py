@@ -253,7 +253,7 @@ def test_training_on_v_is_not_for_c_net(tmp_path: Path) -> None:
     recipe = tiny_recipe(method="mc-distil", train_on_val=True)
     with (
         RunFolder.create(str(tmp_path / "run"), recipe) as folder,
-        pytest.raises(UserError, match="learns its weights on V"),
+        pytest.raises(UserError, match="learns its loss weights on val"),
     ):
         make_run(recipe, folder)
 

@@ -1,0 +1,35 @@
+"""JSON of a known shape: frozen dataclasses, which pydantic reads strictly."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from mcd_cli.errors import first_problem
+
+T = TypeVar("T")
+
+FINITE = ConfigDict(allow_inf_nan=False)  # of a document without NaN and infinities
+
+
+def _finite(content: dict[str, Any]) -> dict[str, Any]:
+    json.dumps(content, allow_nan=False)
+    return content
+
+
+Plain = Annotated[dict[str, Any], AfterValidator(_finite)]
+"""An object with any JSON in it, numbers finite."""
+
+
+def read(adapter: TypeAdapter[T], content: bytes | str) -> T:
+    """The document. Keys that the dataclass lacks are left out: a later version may add some.
+
+    Raises ValueError with the first thing that is wrong, and where, in one line.
+    """
+    try:
+        return adapter.validate_json(content, strict=True)
+    except ValidationError as error:
+        place, problem = first_problem(error)
+        raise ValueError(f"{place}: {problem}" if place else problem) from None

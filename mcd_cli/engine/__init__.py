@@ -1,4 +1,4 @@
-"""The engine: one training loop (Algorithm 1) for every method; it emits events, and prints and draws nothing.
+"""The engine: one training loop (Algorithm 1) for all methods. It emits events and neither prints nor plots.
 
-Saved states are promises: what is stored under a name stays under it, and a resumed run is the same to the last bit.
+Names in checkpoints must not change, because old runs use them; a resumed run is bit-identical to an uninterrupted one.
 """

@@ -43,7 +43,7 @@ class Gate:
     def __str__(self) -> str:
         return (
             f"logits differ by at most {self.difference:.1e} (largest logit {self.largest:.1f}), "
-            f"top-1 by {self.changed} of {self.num_images} images, "
+            f"top-1 differs for {self.changed} of {self.num_images} images, "
             f"accuracy {self.accuracy[1]:.2%}, the model's {self.accuracy[0]:.2%}"
         )
 
@@ -58,7 +58,7 @@ def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, me
     content = to_onnx(model, tuple(images.shape[1:]), metadata)
     gate = check_onnx(model, content, images.cpu(), labels.cpu())
     if not gate.passed:
-        raise GateRefused(f"{path.name}: the exported file differs from the model ({gate}); no file is written")
+        raise GateRefused(f"{path.name}: the exported file differs from the model: {gate}; no file is written")
     write_whole(path, content)
     return gate
 

@@ -104,7 +104,7 @@ def test_a_gate_that_refuses_exits_with_4(
     monkeypatch.setattr("mcd_cli.export.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
     code, out, err = mcd(monkeypatch, capsys, "export", "--int8")
     assert (code, out) == (4, "")
-    assert "the exported file differs from the model (logits differ by at most" in err.splitlines()[-1]
+    assert "the exported file differs from the model: logits differ by at most" in err.splitlines()[-1]
     assert not (runs / f"exports/{NAME}.onnx").exists()
     size = load_ladder(runs).student(NAME).exported["int8"].bytes
     code, out, _ = mcd(monkeypatch, capsys, "select", "--print", "onnx", "--max-size", str(size), "--quiet")

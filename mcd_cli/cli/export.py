@@ -64,7 +64,7 @@ def _writable(folder: Path, out: str | None) -> Path:
     if out is None:
         refuse_links(folder)
     target = folder / EXPORTS if out is None else Path(out)
-    hint = "name another --out" if out else "name a folder with --out"
+    hint = "choose another --out" if out else "name a folder with --out"
     place = next(path for path in (target, *target.absolute().parents) if path.exists() or path.is_symlink())
     if not place.is_dir():
         raise UserError(f"{place} is a file, not a folder; {hint}")

@@ -35,7 +35,7 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {target} ({error.strerror}); name another --out") from None
+        raise UserError(f"cannot create the folder {target} ({error.strerror}); choose another --out") from None
     if not os.access(target, os.W_OK):
         raise UserError(f"{target} is read-only; write elsewhere: --out DIR")
 

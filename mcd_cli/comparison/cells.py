@@ -135,7 +135,7 @@ def refuse_other_recipe(path: Path, recipe: Recipe) -> None:
     there = load_recipe(str(path / RECIPE), {})
     if there.sha256() != recipe.sha256():
         keys = ", ".join([key for key in differing(there, recipe) if key != "teacher.file"][:3])
-        raise UserError(f"{path} was made under another recipe ({keys}); name another --out, or move it away")
+        raise UserError(f"{path} was made with a different recipe ({keys}); choose another --out, or move it away")
 
 
 def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
@@ -144,7 +144,9 @@ def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
     refuse_other_recipe(path, recipe)
     ladder = load_ladder(path)
     if ladder.recipe_sha256 != recipe.sha256() or ladder.seed != recipe.seed:
-        raise UserError(f"{path} was made under another recipe than its {RECIPE}; name another --out, or move it away")
+        raise UserError(
+            f"{path} was made with a different recipe than its {RECIPE}; choose another --out, or move it away"
+        )
     try:
         predicted = load_file(path / PREDICTIONS)
         labels = predicted["test"]
@@ -157,7 +159,9 @@ def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
     for student, source in borrowed.items():
         there, _ = _weights(folder / CELLS / source)
         if student not in there:
-            raise UserError(f"{path} took {student} over from {source}, which is gone; move {path} away and run again")
+            raise UserError(
+                f"{path} reuses {student} from {source}, which no longer exists; move {path} away and run again"
+            )
         weights[student] = there[student]
     return Trained(cell, ladder, last, chosen, labels, weights, updates, _seconds(path), tuple(borrowed))
 

@@ -70,7 +70,7 @@ class Plan:
         """The plan of a comparison's folder; raises UserError where there is none."""
         path = folder / PLAN
         if not path.is_file():
-            raise UserError(f"{folder} is no comparison (no {PLAN})")
+            raise UserError(f"{folder} is not a comparison (it has no {PLAN})")
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
             contenders = tuple(
@@ -78,7 +78,7 @@ class Plan:
             )
             return cls(parse_recipe(content["base"]), contenders, tuple(content["seeds"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({reason_of(error)}); name another --out") from None
+            raise UserError(f"{path} cannot be read ({reason_of(error)}); choose another --out") from None
 
     def refuse_other_base(self, other: Plan) -> None:
         """The folder's comparison may gain methods and seeds, but what they share stays."""
@@ -86,7 +86,7 @@ class Plan:
             if not key.startswith(("checkpoint.", "data_root")) and key not in ("method", "seed"):
                 raise UserError(
                     f"the comparison in this folder has another {key}; its cells would not be comparable: "
-                    "name another --out"
+                    "choose another --out"
                 )
 
     def _document(self) -> dict[str, Any]:

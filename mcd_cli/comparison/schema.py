@@ -178,7 +178,7 @@ class Document:
         try:
             return read(_DOCUMENT, read_small(folder / DOCUMENT, MAX_BYTES))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no finished comparison ({DOCUMENT}: {reason_of(error)})") from None
+            raise UserError(f"{folder} contains no finished comparison ({DOCUMENT}: {reason_of(error)})") from None
 
 
 _DOCUMENT = TypeAdapter(Document)

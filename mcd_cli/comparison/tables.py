@@ -69,11 +69,11 @@ def remarks(document: Document) -> list[str]:
             lines.append(f"{row.name} is {row.same_as} by definition here: run once.")
         if row.borrowed:
             lines.append(
-                f"{row.name} took {', '.join(row.borrowed)} over from {METHODS[row.method].first_link}, "
-                "which is the same by definition; its time is that of the other links."
+                f"{row.name} reuses {', '.join(row.borrowed)} from {METHODS[row.method].first_link}, "
+                "which is the same by definition; its time is that of its other students."
             )
     if len(document.seeds) == 1:
-        lines.append("one seed: the intervals know the test images alone, and hold for this seed.")
+        lines.append("one seed: the intervals cover the choice of test images only, and hold for this seed.")
     if len(document.hardware) > 1:
         lines.append("the cells did not all run on the same machine, or not with the same precision and threads.")
     for name, choice in document.tuned.items():

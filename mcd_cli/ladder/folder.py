@@ -40,7 +40,7 @@ class RunFolder:
             self._lock.acquire(timeout=0.2)  # without the system's locks the first try only finds that an owner is dead
             self._metrics = (path / METRICS).open("a", encoding="utf-8", newline="\n")
         except Timeout:
-            raise UserError(f"another run is writing to {path}; wait for it or name another --out") from None
+            raise UserError(f"another run is writing to {path}; wait for it or choose another --out") from None
         except OSError as error:
             self._unlock()
             raise cannot_write(path / METRICS, error, 0) from None
@@ -68,7 +68,7 @@ class RunFolder:
         """A folder to resume, with its recipe."""
         folder = as_path(path)
         if not (folder / RECIPE).is_file():
-            raise UserError(f"--resume {path}: there is no run here (no {RECIPE})")
+            raise UserError(f"--resume {path}: no run found there (no {RECIPE})")
         from mcd_cli.recipe.loading import load_recipe  # only a resumed run needs it
 
         recipe = load_recipe(str(folder / RECIPE), {})
@@ -160,7 +160,7 @@ def refuse_links(folder: Path) -> None:
     for entry in entries:
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             what = "a link" if entry.is_symlink() else "no file"
-            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes into a run's own files alone: remove it")
+            raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes only to a run's own files; remove it")
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -172,7 +172,7 @@ def make_folder(path: Path) -> list[Path]:
                 folder.mkdir()
                 made.insert(0, folder)
         if any(path.iterdir()):
-            raise UserError(f"{path} is not empty; name another --out, or resume it: --resume {path}")
+            raise UserError(f"{path} is not empty; choose another --out, or resume it: --resume {path}")
     except OSError as error:
         for folder in made:
             folder.rmdir()
@@ -192,7 +192,7 @@ def next_folder(parent: Path, stem: str) -> list[Path]:
         path.mkdir()
     except FileExistsError:
         if not parent.is_dir():
-            raise UserError(f"{parent} is a file, not a folder; name an --out") from None
+            raise UserError(f"{parent} is a file, not a folder; choose an --out") from None
         return next_folder(parent, stem)  # another run was faster
     except OSError as error:
         raise _cannot_make(parent, error) from None
@@ -203,5 +203,5 @@ def _cannot_make(path: Path, error: OSError) -> McdError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return cannot_write(path, error, 0)
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return UserError(f"{path} is a file or under one, not a folder; name another --out")
-    return UserError(f"cannot make the folder {path} ({error.strerror}); name another --out")
+        return UserError(f"{path} is a file or under one, not a folder; choose another --out")
+    return UserError(f"cannot create the folder {path} ({error.strerror}); choose another --out")

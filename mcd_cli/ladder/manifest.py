@@ -92,7 +92,7 @@ class Ladder:
         """`NAME` or `NAME.int8`. Raises UserError for an unknown student; its file may be missing."""
         student, dot, format = name.partition(".")
         if format not in ("", INT8) or (dot and not format):
-            raise UserError(f"{name!r} is no form of a student; write {student} or {student}.{INT8}")
+            raise UserError(f"{name!r} is not a variant of a student; write {student} or {student}.{INT8}")
         return Variant(self.student(student), format or FLOAT32)
 
     def load(self, name: str) -> nn.Module:
@@ -152,7 +152,7 @@ def load_ladder(folder: str | Path) -> Ladder:
     content, document = _read(folder)
     schema = document.get("schema")
     if type(schema) is not int or schema < 1:
-        raise UserError(f"{folder / MANIFEST} names no schema; it is not a manifest of mcd")
+        raise UserError(f"{folder / MANIFEST} has no schema version, so it is not a manifest of mcd")
     if schema > SCHEMA:
         raise UserError(
             f"{folder / MANIFEST} is of a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
@@ -175,9 +175,11 @@ def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Pa
     if run is not None:
         folder = as_path(str(run))
         if not folder.is_dir():
-            raise UserError(f"there is no run folder {folder}")
+            raise UserError(f"the run folder {folder} does not exist")
         if not (folder / MANIFEST).exists():
-            raise UserError(f"{folder} is no finished run (no {MANIFEST}); `mcd distill --resume DIR` finishes one")
+            raise UserError(
+                f"{folder} is not a finished run (it has no {MANIFEST}); finish it with `mcd distill --resume DIR`"
+            )
         return folder
     finished = sorted(manifest.parent for manifest in Path(under).glob(f"*/{MANIFEST}"))
     if not finished:
@@ -199,7 +201,7 @@ def _created(text: Any) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
-        raise ValueError(f"created is no ISO 8601 time: {text!r}") from None
+        raise ValueError(f"created is not an ISO 8601 time: {text!r}") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -216,5 +218,5 @@ def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or train the run again") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path} is no manifest: it holds no JSON object")
+        raise UserError(f"{path} is not a manifest: it contains no JSON object")
     return content, document

@@ -85,7 +85,7 @@ def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> 
         classes, shape, inside = tuple(about["classes"]), tuple(about["input_shape"]), about.get("preprocess", True)
         mean, std = (np.array(about[key], dtype=np.float32).reshape(1, 3, 1, 1) for key in ("mean", "std"))
     except (KeyError, ValueError, TypeError):
-        raise UserError(f"{path} is no file of `mcd export`: it lacks class names or preprocessing") from None
+        raise UserError(f"{path} was not written by `mcd export`: it has no class names or preprocessing") from None
 
     def run(images: Images) -> Logits:
         (logits,) = session.run(["logits"], {"images": images if inside else (images - mean) / std})

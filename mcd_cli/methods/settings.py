@@ -92,5 +92,5 @@ class DistillSection(BaseModel):
         names = [loss.term(1.0).name for loss in losses or ()]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} stands there twice; remove one of them")
+                raise ValueError(f"{name} is listed twice; remove one of them")
         return losses

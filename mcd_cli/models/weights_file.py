@@ -22,7 +22,7 @@ from mcd_cli.files import check_regular, write_whole
 from mcd_cli.norms import LARGEST
 
 METADATA = "mcd"
-SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), 'teacher.pt')"
+SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'teacher.pt')"
 
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number before torch 1.6
 FOREIGN = {

@@ -187,8 +187,8 @@ def _teacher(ladder: Ladder) -> str:
 
 def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
     yield (
-        f"For images of exactly these classes, seen as {ladder.dataset.name} shows them. Every image is given one "
-        "of the classes: there is no answer for none of them, and the probabilities are not calibrated."
+        f"For images of exactly these classes, framed as in {ladder.dataset.name}. Every image is given one "
+        "of the classes, even if it shows none of them, and the probabilities are not calibrated."
     )
     run = "RUN" if ladder.folder is None else ladder.folder.name
     yield (
@@ -202,7 +202,7 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
 def _limits(ladder: Ladder) -> Iterator[str]:
     yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
     yield "V chose each student's checkpoint (and trained C-NET, where there is one): its accuracies are optimistic."
-    yield "The test set was read once, at the end; int8 files are judged on val alone."
+    yield "The test set was read once, at the end; int8 files are judged on val only."
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
         yield "The teacher may have been trained on images of val, so V may flatter what follows it closely."
     yield "Nothing is known of images from elsewhere, of subgroups, or of inputs made to deceive."

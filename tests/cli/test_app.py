@@ -66,8 +66,8 @@ from support.runs import TINY, tiny_recipe
         ("--out tiny.toml", "is a file or under one"),
         ("--out tiny.toml/run", "is a file or under one"),
         ("--out .", "is not empty"),
-        ("--resume nowhere", "there is no run here"),
-        ("--resume .", "there is no run here"),
+        ("--resume nowhere", "no run found there"),
+        ("--resume .", "no run found there"),
     ],
 )
 def test_wrong_input(

@@ -70,7 +70,7 @@ def test_select_feeds_export_and_predict(
         ("export --student resnet10-xxs.int4", 2, "write resnet10-xxs or resnet10-xxs.int8"),
         ("export --max-drop -1", 2, "between 0 and 100"),
         ("export --out digit.png/x", 2, "digit.png is a file, not a folder"),
-        ("export --run runs/b", 2, "there is no run folder runs/b"),
+        ("export --run runs/b", 2, "the run folder runs/b does not exist"),
         ("predict digit.png none.png", 2, "cannot read image 'none.png'"),
         ("predict digit.png --student resnet10-xxs --max-macs 1M", 2, "not both"),
         ("predict digit.png --top 0", 2, "--top"),
@@ -78,7 +78,7 @@ def test_select_feeds_export_and_predict(
         ("profile --run runs/a --latency --runs 10", 2, "--runs"),
         ("profile --plot", 2, "name it: --run DIR"),
         ("profile --latency", 2, "--latency needs architectures or --run"),
-        ("report runs", 2, "runs is no finished run"),
+        ("report runs", 2, "runs is not a finished run"),
     ],
 )
 def test_refusals(

@@ -87,7 +87,7 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
         predict(["a.png"], deployed, student=NAME, max_macs="1G")
     with pytest.raises(UserError, match="did you mean resnet10-xxs"):
         predict(["a.png"], deployed, student="resnet10-xx")
-    with pytest.raises(UserError, match="is no form of a student"):
+    with pytest.raises(UserError, match="is not a variant of a student"):
         predict(["a.png"], deployed, student=f"{NAME}.int4")
     with pytest.raises(NothingFits):
         predict(["a.png"], deployed, max_macs=1)

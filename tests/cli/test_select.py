@@ -118,7 +118,7 @@ def test_nothing_fits(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"max_latency": "2ms"}, "resnet10-m is not exported; write it: mcd export --run runs/toy"),
         ({"print_": "path"}, "unknown value of --print"),
         ({"max_macs": "16M", "print_": "onnx", "json_output": False}, "resnet10-s is not exported"),
-        ({"run": "elsewhere"}, "no run folder elsewhere"),
+        ({"run": "elsewhere"}, "run folder elsewhere does not exist"),
     ],
 )
 def test_what_makes_no_sense_prints_nothing(

@@ -153,7 +153,7 @@ def test_a_damaged_document_is_told_in_one_line(tmp_path: Path) -> None:
     damaged += [json.dumps(content | more).encode() for more in ({"seeds": [True]}, {"recipe": {"epochs": 1e999}})]
     for text in damaged:
         (tmp_path / "comparison.json").write_bytes(text)
-        with pytest.raises(UserError, match=r"holds no finished comparison \(comparison.json: ") as refused:
+        with pytest.raises(UserError, match=r"contains no finished comparison \(comparison.json: ") as refused:
             Document.load(tmp_path)
         assert "\n" not in str(refused.value)
     older = {key: content[key] for key in content if key not in ("controls", "verdicts", "paper")}
@@ -253,7 +253,7 @@ def test_what_does_not_belong_is_refused_not_averaged(whole: Path, tmp_path: Pat
             (("dataset", "fingerprint"), "another", "made with another data"),
             (("dataset", "split_seed"), 9, "made with another split seed"),
             (("teacher", "sha256"), "0" * 64, "made with another teacher"),
-            (("recipe_sha256",), "0" * 64, "made under another recipe"),
+            (("recipe_sha256",), "0" * 64, "made with a different recipe"),
         ]
     ):
         comparison = copied(whole, tmp_path / str(i))
@@ -274,9 +274,9 @@ def test_other_test_images_and_another_recipe_are_refused(whole: Path, tmp_path:
     cells = tmp_path / "swapped" / "cells"
     shutil.rmtree(cells / "kd-seed0")
     shutil.copytree(cells / "ce-seed0", cells / "kd-seed0")
-    with pytest.raises(UserError, match=r"kd-seed0 was made under another recipe \(method\)"):
+    with pytest.raises(UserError, match=r"kd-seed0 was made with a different recipe \(method\)"):
         make(plan_of("kd"), tmp_path / "swapped").document([], None)
-    with pytest.raises(UserError, match=r"kd-seed0 was made under another recipe \(method\)"):
+    with pytest.raises(UserError, match=r"kd-seed0 was made with a different recipe \(method\)"):
         make(plan_of("kd", "rmc"), tmp_path / "swapped").train()
     assert not list(cells.glob("rmc-*"))  # found before anything is trained
 
@@ -409,7 +409,7 @@ def test_a_dry_run_leaves_nothing(
         ("--seeds 0,x", "--seeds takes numbers such as 0,1,2 or 0-4; got '0,x'"),
         ("--seeds 1,1", "duplicate seed 1"),
         ("--out tiny.toml", "is a file or under one"),
-        ("--resume nowhere", "nowhere is no comparison"),
+        ("--resume nowhere", "nowhere is not a comparison"),
         ("--resume nowhere --methods kd", "--resume uses the plan in its folder"),
         ("--paper --methods kd", "--paper: the paper has no results"),
         ("--methods kd --seeds 0 --device nope", "--device takes auto, cpu, cuda or mps"),

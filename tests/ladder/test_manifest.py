@@ -169,10 +169,10 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "why"),
     [
         (_with(2, "schema"), "newer mcd .schema 2; this one reads 1.: upgrade"),
-        (_with("1", "schema"), "names no schema"),
-        (_with(0, "schema"), "names no schema"),
-        (_with(True, "schema"), "names no schema"),
-        (_without("schema"), "names no schema"),
+        (_with("1", "schema"), "has no schema version"),
+        (_with(0, "schema"), "has no schema version"),
+        (_with(True, "schema"), "has no schema version"),
+        (_without("schema"), "has no schema version"),
         (_without("students"), "students: field required"),
         (_without("students", 1, "macs"), r"students\[1\].macs: field required"),
         (_without("students", 0, "accuracy", "val"), r"students\[0\].accuracy.val: field required"),
@@ -211,7 +211,7 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         (_with([0.5, 0.5, 0], "dataset", "std"), "std must be above 0"),
         (_with([], "dataset", "classes"), "has no classes"),
         (_with([3, 0, 16], "dataset", "input_shape"), "input_shape must be above 0"),
-        (_with("yesterday", "created"), "created is no ISO 8601 time"),
+        (_with("yesterday", "created"), "created is not an ISO 8601 time"),
         (_with(5, "created"), "created: input should be a valid string"),
     ],
 )
@@ -277,9 +277,9 @@ def test_the_newest_finished_run_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     os.utime(tmp_path / "runs/old/ladder.json")  # the file's own time decides nothing
     assert find_run() == Path("runs/new")
     assert find_run("elsewhere") == Path("elsewhere")
-    with pytest.raises(UserError, match="no run folder nowhere"):
+    with pytest.raises(UserError, match="run folder nowhere does not exist"):
         find_run("nowhere")
-    with pytest.raises(UserError, match=r"no finished run .*resume"):
+    with pytest.raises(UserError, match=r"not a finished run .*resume"):
         find_run("runs/unfinished")
     (tmp_path / "runs/old/ladder.json").write_text("{")
     with pytest.raises(UserError, match=r"runs/old/ladder.json is damaged"):

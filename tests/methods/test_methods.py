@@ -213,7 +213,7 @@ def test_a_bank_of_ones_own(name: str) -> None:
         (["ce", "nckdd"], "did you mean nckd"),
         (["ce:teacher"], "ce follows the labels alone"),
         ([{"loss": "ce", "tau": 2.0}], "ce follows the labels alone"),
-        (["kd", "kd"], "kd stands there twice"),
+        (["kd", "kd"], "kd is listed twice"),
         (["kd:nobody"], "distill.losses"),
         ([{"loss": "kd", "tau": 0}], "distill.losses"),
         ([{"loss": "kd", "wieght": 2}], "did you mean distill.losses.0.weight"),

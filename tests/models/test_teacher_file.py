@@ -367,7 +367,7 @@ def test_no_pickle_is_executed(tmp_path: Path, content: Any, legacy: bool) -> No
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_torchscript_is_named(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)), tmp_path / "t.pt")
-    refused(tmp_path / "t.pt", r"is a TorchScript program; save the weights alone")
+    refused(tmp_path / "t.pt", r"is a TorchScript program; save only the weights")
 
 
 FOREIGN: dict[str, tuple[bytes, str]] = {

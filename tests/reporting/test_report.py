@@ -161,7 +161,7 @@ def test_hostile_names_are_text(ladder: Ladder, tmp_path: Path) -> None:
 
 def test_where_it_cannot_write(ladder: Ladder, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="name another --out"):
+    with pytest.raises(UserError, match="choose another --out"):
         report(ladder.folder, out=str(tmp_path / "file/below"))
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match=r"run folder .* does not exist"):
         report(tmp_path / "none")

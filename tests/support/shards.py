@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mcd_cli.cli.startup import exit_now
 from mcd_cli.engine.checkpoint import serialise
 from mcd_cli.engine.run import Run, RunOptions
 from mcd_cli.engine.trainer import Trainer
@@ -84,4 +85,4 @@ if __name__ == "__main__":
         main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     except McdError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        exit_now(error.exit_code)  # as the command does: gloo's destructors may abort where a peer has gone

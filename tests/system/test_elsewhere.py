@@ -201,7 +201,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(setting: dict[str, st
     with start(OWNER, setting, tmp_path) as owner:
         assert is_in(owner)
         done = mcd(setting, tmp_path, "distill", "--resume", "run")
-        line = "mcd: another run is writing to run; wait for it or name another --out"
+        line = "mcd: another run is writing to run; wait for it or choose another --out"
         assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "", line)
         end(owner)
     again = OWNER.replace('create("run", load_recipe(None, {}))', 'open("run")[0]')

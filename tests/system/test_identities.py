@@ -16,6 +16,7 @@ from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.engine.run import Run
 from mcd_cli.errors import Interrupted, UserError
 from mcd_cli.ladder.folder import RunFolder
+from mcd_cli.ladder.metrics import read_metrics
 from mcd_cli.methods import METHODS
 from mcd_cli.models import build
 from mcd_cli.reporting.coordinator_plot import story_figure
@@ -220,7 +221,7 @@ def test_a_mixed_bank_under_c_net_resumes_and_shows_itself(tmp_path: Path) -> No
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     (images,) = {tuple(s["images"]["by_class"]) for s in lines(tmp_path / "cut")[-1]["students"].values()}
     assert images == ("ce", "nckd", "dist-intra", "kd/larger", "kd/pooled")
-    figure = story_figure(lines(tmp_path / "cut"))
+    figure = story_figure(read_metrics(tmp_path / "cut"))
     assert figure is not None
     assert "nckd" in [text.get_text() for text in figure.legends[0].get_texts()]
 

@@ -28,6 +28,7 @@ class StagePlan:
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
+    ema: float = 0.0  # decay of the average of the weights; 0: no average
     on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
 
 
@@ -49,7 +50,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     for stage in stages:
         name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
         plan = _plan(recipe, name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
-        plans.append(replace(plan, learned=learned, on_val=recipe.train_on_val))
+        plans.append(replace(plan, learned=learned, ema=recipe.ema.decay, on_val=recipe.train_on_val))
     return plans
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from mcd_cli.engine.checkpoint import (
 )
 from mcd_cli.engine.coordination import Coordination, CoordinatorInputs, LearnedCoordination
 from mcd_cli.engine.cuda_graphs import GraphBackend, GraphCapture
+from mcd_cli.engine.ema import EMA
 from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
@@ -69,6 +71,7 @@ class Trainer:
         self.learning_rate = LearningRate(
             self.optimizer, plan.sgd["lr"], plan.schedule, self.num_steps, device if ahead else None
         )
+        self.ema = EMA(self.students, plan.ema) if plan.ema else None
         self.coordination = Coordination(plan.method)
         if plan.learned:
             self.coordination = LearnedCoordination(
@@ -79,11 +82,13 @@ class Trainer:
         self.ordinary_step = self.graphs.wrap("the training step", self._ordinary_step, self._written)
         self.meta_step = self.graphs.wrap("the meta step", self._meta_step, self._written)
         self.evaluated = self.graphs.wrap("evaluation", self._logits, list)
+        self.ema_evaluated = self.graphs.wrap("evaluation of the average", self._ema_logits, list)
         self.step_index = 0
         self.updates = 0  # of φ
         self.epochs_done = 0
         self.best: dict[str, int] = {}  # right answers on val
         self.best_weights: dict[str, Weights] = {}
+        self.averaged: list[str] = []  # the students whose EMA was the better in the last evaluation
         self.tables: dict[str, Tensor] = {}
 
     @property
@@ -118,6 +123,8 @@ class Trainer:
         """θ^t → θ^{t+1} by Eq. 8; every L-th time φ follows through that very step (Eq. 9)."""
         self.learning_rate.set(self.step_index)
         self.progress.fill_((self.step_index + 1) / self.num_steps)
+        if self.ema is not None:
+            self.ema.set(self.step_index)
         self._seed_dropout()
         z_stored = self._stored(batch)
         if self.coordination.learns(self.step_index, self.epochs_done):
@@ -176,6 +183,8 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.all_reduce_(gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
+        if self.ema is not None:
+            self.ema.update()
         right = (context.logits.argmax(dim=-1) == y[:, None]).to(self.meters.dtype)
         right, losses, w = (self.processes.gather(t, batch.size) for t in (right, losses.detach(), w))
         self.meters.add(right, losses, w)
@@ -185,12 +194,15 @@ class Trainer:
     def end_epoch(self) -> EpochRecord:
         """Evaluate on val, keep each student's best; returns the epoch's line for metrics.jsonl."""
         self.non_finite.refuse(self.step_index)
-        val = self.loader.dataset.val
-        predicted = predictions(self.students, self.loader, val, self.evaluated)
-        correct = num_correct(predicted, self.loader, val).tolist()
-        val_accuracy = [right / len(val) for right in correct]
+        num_val = len(self.loader.dataset.val)
+        correct = self._correct_on_val(self.students, self.evaluated)
+        ema_correct = {} if self.ema is None else self._correct_on_val(self.ema.students, self.ema_evaluated)
+        val_accuracy = [right / num_val for right in correct.values()]
         summary = self.meters.summary(self.students.names, self.loss_names, self.plan.learned, val_accuracy)
-        for name, right in zip(self.students.names, correct, strict=True):
+        # where val is trained on, it cannot choose: the average is what was asked for
+        self.averaged = [name for name, right in ema_correct.items() if right > correct[name] or self.plan.on_val]
+        correct |= {name: ema_correct[name] for name in self.averaged}
+        for name, right in correct.items():
             if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
@@ -204,13 +216,27 @@ class Trainer:
             lr=self.learning_rate.at(self.step_index - 1),
             coordinator_updates=self.updates,
             normalise=self.coordination.normalise,
-            students={name: replace(student, images=images.get(name)) for name, student in summary.items()},
+            students={
+                name: replace(
+                    student,
+                    images=images.get(name),
+                    ema_val_accuracy=ema_correct[name] / num_val if name in ema_correct else None,
+                )
+                for name, student in summary.items()
+            },
             preparation=self.plan.method.summary(self.tables) if self.epochs_done == 1 else {},
         )
 
+    def _correct_on_val(self, students: Students, run: Callable[[Tensor], Tensor]) -> dict[str, int]:
+        """Each student's right answers on val. run: the students' forward pass, or its CUDA graph."""
+        val = self.loader.dataset.val
+        correct = num_correct(predictions(students, self.loader, val, run), self.loader, val)
+        return dict(zip(students.names, correct.tolist(), strict=True))
+
     def current(self, name: str) -> Weights:
-        """That student's weights now, as copies on the CPU."""
-        state = self.students.networks[name].state_dict()
+        """That student's weights now (their EMA where the last evaluation preferred it), as copies on the CPU."""
+        students = self.ema.students if self.ema is not None and name in self.averaged else self.students
+        state = students.networks[name].state_dict()
         return {key: value.detach().cpu().clone() for key, value in state.items()}
 
     def state_dict(self) -> State:
@@ -220,12 +246,14 @@ class Trainer:
         """
         self.non_finite.refuse(self.step_index)
         best = {f"best/{name}": weights for name, weights in self.best_weights.items()}
-        position = {
+        position: dict[str, Any] = {
             "number": self.step_index,
             "updates": self.updates,
             "epochs_done": self.epochs_done,
             "best": self.best,
         }
+        if self.ema is not None:
+            position["averaged"] = self.averaged
         return State(join_parts({**self._moving_parts(), "memory": self.tables, **best}), position)
 
     def load_state_dict(self, state: State) -> None:
@@ -235,6 +263,8 @@ class Trainer:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.meters.load_state_dict(parts["meters"])
         self.coordination.load_state_dict(parts)
+        if self.ema is not None:
+            self.ema.students.load_state_dict(parts["ema"])
         self.tables = {name: table.to(self.hardware.device) for name, table in parts.get("memory", {}).items()}
         self.best_weights = {
             part.removeprefix("best/"): weights for part, weights in parts.items() if part.startswith("best/")
@@ -243,6 +273,7 @@ class Trainer:
         self.updates = state.position["updates"]
         self.epochs_done = state.position["epochs_done"]
         self.best = dict(state.position["best"])
+        self.averaged = list(state.position.get("averaged", []))
 
     def _moving_parts(self) -> StateParts:
         """What a step writes to, in place."""
@@ -250,6 +281,7 @@ class Trainer:
             "students": self.students.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
             "meters": self.meters.state_dict(),
+            "ema": {} if self.ema is None else self.ema.students.state_dict(),
             **self.coordination.state_dict(),
         }
 
@@ -259,6 +291,11 @@ class Trainer:
 
     def _logits(self, x: Tensor) -> Tensor:
         z: Tensor = self.students(x)
+        return z
+
+    def _ema_logits(self, x: Tensor) -> Tensor:
+        assert self.ema is not None
+        z: Tensor = self.ema.students(x)
         return z
 
     def _stored(self, batch: Batch) -> Tensor | None:

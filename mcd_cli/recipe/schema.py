@@ -21,10 +21,10 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-ADDED = {"distill": ("losses",)}
+ADDED = {"distill": ("losses",), "ema": ("decay",)}
 """Keys that are younger than version 0.1.0, by table. Such a key is no part of `Recipe.content` while it is at its
-default, so a recipe that does not use it keeps its hash, and runs from before the key can be resumed. Therefore its
-default means what the program did without it, and never changes."""
+default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs from before the
+key can be resumed. Therefore its default means what the program did without it, and never changes."""
 
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
@@ -124,6 +124,13 @@ class ScheduleSection(Section):
 
     name: Literal["cosine", "constant"] = "cosine"
     """`cosine`: decays to 0 over the steps of a stage; `constant`: no decay."""
+
+
+class EMASection(Section):
+    """An exponential moving average of each student's weights during distillation."""
+
+    decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the [average](methods.md#averaged-weights), such as 0.999. 0: no average."""
 
 
 class AugmentSection(Section):
@@ -227,6 +234,7 @@ class Recipe(Section):
     warm_start: WarmStartSection = WarmStartSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
+    ema: EMASection = EMASection()
     augment: AugmentSection = AugmentSection()
     distill: DistillSection = DistillSection()
     coordinator: CoordinatorSection = CoordinatorSection()
@@ -291,6 +299,8 @@ class Recipe(Section):
             for key in keys:
                 if getattr(section, key) == type(section).model_fields[key].default:
                     del content[table][key]
+            if not content[table]:
+                del content[table]
         return content
 
     def sha256(self) -> str:

@@ -141,6 +141,8 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
         {"method": "mc-distil", "distill": {"losses": list(LOSSES)}},
         {"method": "bank", "distill": {"losses": ["ce", {"loss": "kd", "ramp": 1.0}]}},  # it grows while it is replayed
         {"method": "rule"},
+        {"method": "kd", "ema": {"decay": 0.99}},
+        {"method": "mc-distil", "ema": {"decay": 0.5}},
     ],
     ids=str,
 )

@@ -136,6 +136,7 @@ def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
             "train_on_val": False,
             "students": dict(students),
             "optimizer": type(recipe.optimizer)(),
+            "student": {},
             "ema": type(recipe.ema)(),
             "distill": DistillSection(),
             "coordinator": CoordinatorSection(),

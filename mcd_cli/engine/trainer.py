@@ -66,13 +66,13 @@ class Trainer:
         # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
         ahead = hardware.runs_ahead or backend is not None
         self.non_finite = NonFiniteGuard(students.names, plan.name, device, deferred=ahead)
-        self.optimizer = students_optimizer(students.networks.values(), plan.sgd)
+        self.optimizer = students_optimizer(students.networks.values(), map(plan.sgd_of, students.names))
         self.non_finite.halt(self.optimizer)
         self.learning_rate = LearningRate(
             self.optimizer, plan.sgd["lr"], plan.schedule, self.num_steps, device if ahead else None
         )
         self.ema = EMA(self.students, plan.ema) if plan.ema else None
-        self.coordination = Coordination(plan.method)
+        self.coordination = Coordination(plan, students, device)
         if plan.learned:
             self.coordination = LearnedCoordination(
                 plan, students, loader.dataset, hardware, self.non_finite, self.draw

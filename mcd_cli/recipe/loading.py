@@ -154,7 +154,7 @@ def _first_problem(error: ValidationError) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in path:
-        if not part.isdecimal():  # a place in a list of tables
+        if part in section.model_fields:  # not a place in a list of tables, nor a student's name
             section = next(_tables(section.model_fields[part].annotation))
     return section
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, unknown
 from mcd_cli.methods import METHODS, takers
 from mcd_cli.methods.settings import ACCEPTED_BY_ALL, DistillSection
 from mcd_cli.models import ARCHITECTURES, COORDINATORS, torchvision_name
@@ -21,10 +21,10 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-ADDED = {"distill": ("losses",), "ema": ("decay",)}
-"""Keys that are younger than version 0.1.0, by table. Such a key is no part of `Recipe.content` while it is at its
-default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs from before the
-key can be resumed. Therefore its default means what the program did without it, and never changes."""
+ADDED = {"": ("student",), "distill": ("losses",), "ema": ("decay",)}
+"""Keys that are younger than version 0.1.0, by table ("": the top level). Such a key is no part of `Recipe.content`
+while it is at its default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs
+from before the key can be resumed. Therefore its default means what the program did without it, and never changes."""
 
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
@@ -117,6 +117,17 @@ class OptimizerSection(Section):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum; set momentum above 0")
         return self
+
+
+class StudentSection(Section):
+    """One student's own settings during distillation."""
+
+    lr: float | None = Field(None, gt=0)
+    """Its learning rate. Unset: `optimizer.lr`."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Its weight decay. Unset: `optimizer.weight_decay`."""
+    total: float | None = Field(None, gt=0)
+    """Factor on its whole loss, for every method. Unset: `distill.total`."""
 
 
 class ScheduleSection(Section):
@@ -233,6 +244,7 @@ class Recipe(Section):
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
     warm_start: WarmStartSection = WarmStartSection()
     optimizer: OptimizerSection = OptimizerSection()
+    student: dict[str, StudentSection] = Field(default_factory=dict)
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()
     augment: AugmentSection = AugmentSection()
@@ -248,6 +260,8 @@ class Recipe(Section):
     @field_validator("students", mode="before")
     @classmethod
     def _named(cls, students: Any) -> Any:
+        if isinstance(students, dict) and any(isinstance(arch, dict) for arch in students.values()):
+            raise ValueError("a student is written NAME = ARCH; its own settings go into the table student.NAME")
         return name_students(students) if isinstance(students, list) else students
 
     @field_validator("students")
@@ -260,6 +274,13 @@ class Recipe(Section):
                 raise ValueError("the name 'teacher' is reserved for the teacher; rename the student")
             ARCHITECTURES.check(arch)
         return students
+
+    @model_validator(mode="after")
+    def _settings_have_a_student(self) -> Recipe:
+        for name in self.student:
+            if name not in self.students:
+                raise unknown("recipe key", f"student.{name}", [f"student.{known}" for known in self.students])
+        return self
 
     @model_validator(mode="after")
     def _not_sharing_needs_two(self) -> Recipe:
@@ -289,17 +310,20 @@ class Recipe(Section):
         return self.seed if self.augment.seed is None else self.augment.seed
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        content = self.model_dump(exclude_none=True)
+        if not self.student:
+            del content["student"]  # no empty table
+        return tomli_w.dumps(content)
 
     def content(self) -> dict[str, Any]:
         """The keys that decide the result, as plain JSON: all but paths, checkpoint intervals, and unused `ADDED`."""
         content = self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
         for table, keys in ADDED.items():
-            section = getattr(self, table)
+            section, plain = (getattr(self, table), content[table]) if table else (self, content)
             for key in keys:
-                if getattr(section, key) == type(section).model_fields[key].default:
-                    del content[table][key]
-            if not content[table]:
+                if getattr(section, key) == type(section).model_fields[key].get_default(call_default_factory=True):
+                    del plain[key]
+            if not plain:
                 del content[table]
         return content
 

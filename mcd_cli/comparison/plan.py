@@ -138,6 +138,7 @@ def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
             "optimizer": type(recipe.optimizer)(),
             "student": {},
             "ema": type(recipe.ema)(),
+            "augment": recipe.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0}),
             "distill": DistillSection(),
             "coordinator": CoordinatorSection(),
         }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mcd_cli.data.mixing import Mixing
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods import METHODS
@@ -29,6 +30,7 @@ class StagePlan:
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
     own: Mapping[str, StudentSection] = field(default_factory=dict)  # single students' settings, by name
+    mixing: Mixing | None = None
     ema: float = 0.0  # decay of the average of the weights; 0: no average
     on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
 
@@ -49,6 +51,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:
         raise UserError(f"train_on_val: {recipe.method} learns its loss weights on val; use a method without a C-NET")
+    augment = recipe.augment
     ce = CE(recipe.distill)
     plans = []
     if train_teacher:
@@ -62,7 +65,14 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
         name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
         plan = _plan(recipe, name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
         plans.append(
-            replace(plan, learned=learned, own=recipe.student, ema=recipe.ema.decay, on_val=recipe.train_on_val)
+            replace(
+                plan,
+                learned=learned,
+                own=recipe.student,
+                mixing=Mixing(augment.mixup, augment.cutmix) if augment.mixup or augment.cutmix else None,
+                ema=recipe.ema.decay,
+                on_val=recipe.train_on_val,
+            )
         )
     return plans
 

@@ -127,6 +127,8 @@ class Trainer:
             self.ema.set(self.step_index)
         self._seed_dropout()
         z_stored = self._stored(batch)
+        if self.plan.mixing is not None:  # before the graphs, which cannot draw
+            batch = self.plan.mixing(batch, self.draw("mix"))
         if self.coordination.learns(self.step_index, self.epochs_done):
             self.meta_step(batch, z_stored, self.loader.validation_batch(self.updates))
             self.updates += 1
@@ -159,17 +161,19 @@ class Trainer:
         z_stored: the teacher's stored logits of the batch, if any; autocast: whether the students compute in the run's
         precision or in float32.
         """
-        x, y = batch.images, batch.labels
+        x = batch.images
         with torch.no_grad(), self.hardware.autocast():
             z_teachers = {name: promote_to_float32(self._seen_by(name, x, z_stored)) for name in self.teachers}
         with self.hardware.autocast(autocast):
             z = self.students(x)
 
-        context = BatchContext(batch.ids, y, z.detach(), z_teachers, self.tables, self._current_step_index, self.draw)
+        context = BatchContext(
+            batch.ids, batch.labels, z.detach(), z_teachers, self.tables, self._current_step_index, self.draw
+        )
         targets = self.plan.method.targets(context)
 
         def losses_of(logits: Tensor) -> Tensor:
-            return instance_losses(logits, y, targets, self.bank, self.progress)
+            return batch.over_labels(lambda y: instance_losses(logits, y, targets, self.bank, self.progress))
 
         losses = losses_of(z)  # [n, k, c]
         self.non_finite.check(self.step_index, logits=z, loss=losses)
@@ -185,7 +189,8 @@ class Trainer:
         self.optimizer.step()  # Eq. 8
         if self.ema is not None:
             self.ema.update()
-        right = (context.logits.argmax(dim=-1) == y[:, None]).to(self.meters.dtype)
+        predicted = context.logits.argmax(dim=-1)
+        right = batch.over_labels(lambda y: (predicted == y[:, None]).to(self.meters.dtype))
         right, losses, w = (self.processes.gather(t, batch.size) for t in (right, losses.detach(), w))
         self.meters.add(right, losses, w)
         self.coordination.record(self.meters, batch.ids, p, w)

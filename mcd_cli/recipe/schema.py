@@ -21,7 +21,7 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-ADDED = {"": ("student",), "distill": ("losses",), "ema": ("decay",)}
+ADDED = {"": ("student",), "augment": ("mixup", "cutmix"), "distill": ("losses",), "ema": ("decay",)}
 """Keys that are younger than version 0.1.0, by table ("": the top level). Such a key is no part of `Recipe.content`
 while it is at its default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs
 from before the key can be resumed. Therefore its default means what the program did without it, and never changes."""
@@ -152,6 +152,10 @@ class AugmentSection(Section):
     changes; `strong`: crops, flips, rotation, shear, strong colour changes and Cutout."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the augmentation. Unset: the run's seed."""
+    mixup: float = Field(0.0, ge=0, le=1000)
+    """α of [mixup](methods.md#mixed-images) during distillation, such as 0.2. 0: no mixup."""
+    cutmix: float = Field(0.0, ge=0, le=1000)
+    """α of [CutMix](methods.md#mixed-images) during distillation, such as 1. 0: no CutMix."""
 
 
 class CoordinatorSection(Section):
@@ -274,6 +278,16 @@ class Recipe(Section):
                 raise ValueError("the name 'teacher' is reserved for the teacher; rename the student")
             ARCHITECTURES.check(arch)
         return students
+
+    @model_validator(mode="after")
+    def _mixed_images_have_no_views(self) -> Recipe:
+        if (self.augment.mixup or self.augment.cutmix) and self.teacher.views:
+            key = "mixup" if self.augment.mixup else "cutmix"
+            raise UserError(
+                f"recipe key augment.{key}: images mixed anew in every step have no stored logits of the teacher; "
+                "set teacher.views = 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _settings_have_a_student(self) -> Recipe:

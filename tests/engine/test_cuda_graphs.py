@@ -142,6 +142,7 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
         {"method": "bank", "distill": {"losses": ["ce", {"loss": "kd", "ramp": 1.0}]}},  # it grows while it is replayed
         {"method": "rule"},
         {"method": "mc-distil", "student": {"resnet10-xxs": {"lr": 0.1, "weight_decay": 0.0, "total": 2.0}}},
+        {"method": "mc-distil", "augment": {"preset": "digits", "mixup": 0.5, "cutmix": 1.0}},
         {"method": "kd", "ema": {"decay": 0.99}},
         {"method": "mc-distil", "ema": {"decay": 0.5}},
     ],

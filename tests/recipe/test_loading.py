@@ -124,6 +124,10 @@ def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatc
         ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs momentum"),
         ({"students": []}, "students: "),
         ({"students": {"a": {"lr": 0.1}}}, "its own settings go into the table student.NAME"),
+        (
+            {"augment": {"cutmix": 1.0}, "teacher": {"arch": "resnet18", "views": 4}},
+            "augment.cutmix: images mixed anew",
+        ),
         ({"student": {"resnet10-xxz": {"lr": 0.1}}}, "'student.resnet10-xxz'; did you mean student.resnet10-xx"),
         ({"student": {"resnet10-s": {"Lr": 0.1}}}, "'student.resnet10-s.Lr'; did you mean student.resnet10-s.lr"),
         ({"student": {"resnet10-s": {"lr": 0}}}, "student.resnet10-s.lr: "),

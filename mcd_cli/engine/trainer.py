@@ -127,8 +127,7 @@ class Trainer:
             self.ema.set(self.step_index)
         self._seed_dropout()
         z_stored = self._stored(batch)
-        if self.plan.mixing is not None:  # before the graphs, which cannot draw
-            batch = self.plan.mixing(batch, self.draw("mix"))
+        batch = self.mixed(batch)  # before the graphs, which cannot draw
         if self.coordination.learns(self.step_index, self.epochs_done):
             self.meta_step(batch, z_stored, self.loader.validation_batch(self.updates))
             self.updates += 1
@@ -137,6 +136,12 @@ class Trainer:
         self.step_index += 1
         if self.step_index % PATIENCE == 0:
             self.non_finite.refuse(self.step_index)
+
+    def mixed(self, batch: Batch) -> Batch:
+        """The batch with its images mixed, if they are: the same in every method's stages."""
+        if self.plan.mixing is None:
+            return batch
+        return self.plan.mixing(batch, generator("mix", self.loader.augment_seed, self.step_index))
 
     def _ordinary_step(self, batch: Batch, z_stored: Tensor | None) -> None:
         self._descend(batch, z_stored, autocast=True)

@@ -16,11 +16,12 @@ from mcd_cli.data.loader import Batch
 from mcd_cli.data.mixing import Mixing
 from mcd_cli.engine.stages import plan_stages
 from mcd_cli.errors import Interrupted
+from mcd_cli.ladder.folder import RunFolder
 from mcd_cli.losses import LOSSES, term
 from mcd_cli.losses.bank import instance_losses
 from mcd_cli.losses.ce import cross_entropy
 from mcd_cli.seeds import generator
-from support.runs import finished, go_on, signal_at, tiny_recipe, train
+from support.runs import finished, go_on, make_run, signal_at, tiny_recipe, train
 
 N, C, SIDE = 6, 5, 16
 STEPS = range(40)
@@ -152,6 +153,21 @@ def test_resuming_is_exact(tmp_path: Path, method: str) -> None:
         train(recipe, tmp_path / "cut", signal_at(stage, 3))
     go_on(tmp_path / "cut")
     assert finished(tmp_path / "cut") == finished(tmp_path / "whole")
+
+
+def test_a_chain_and_kd_see_the_same_mixtures(tmp_path: Path) -> None:
+    """Its first link is what kd trains: a comparison trains that student once."""
+    weights = []
+    for method, stage in (("kd", "distill"), ("takd", "distill/resnet10-xxs")):
+        recipe = tiny_recipe(method=method, **MIXED)
+        with RunFolder.create(str(tmp_path / method), recipe) as opened:
+            run = make_run(recipe, opened)
+        torch.manual_seed(0)  # of the teacher, an untrained one
+        trainer = run.trainer(next(plan for plan in run.plans if plan.name == stage), rehearsal=True)
+        for _ in trainer.steps():
+            pass
+        weights.append(trainer.students.networks["resnet10-xxs"].state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 def test_only_the_methods_stages_mix() -> None:

@@ -98,7 +98,7 @@ def check_phi(tmp_path: Path, coordinator: dict, steps_before: int, **changes: d
     students, cnet = copy.deepcopy(trainer.students), copy.deepcopy(live_cnet)
     theta = {name: p.detach().clone().requires_grad_() for name, p in students.named_parameters()}
     phi = {name: p.detach().clone().requires_grad_() for name, p in cnet.named_parameters()}
-    seen = batch if trainer.plan.mixing is None else trainer.plan.mixing(batch, trainer.draw("mix"))
+    seen = trainer.mixed(batch)
     z = functional_call(students, theta, (seen.images,))
     with torch.no_grad():
         z_teacher = trainer.teachers[TEACHER](seen.images)

@@ -95,6 +95,8 @@ def test_teacher_is_a_file_or_an_architecture(teacher: str, arch: str | None, ex
 def test_one_students_settings_can_be_set() -> None:
     settings = ['students=["small=resnet10-xxs"]', "student.small.weight_decay=0", "student.small.total=2.5"]
     recipe = resolve(DistillOptions(settings=settings))
+    with pytest.raises(UserError, match=r"'students.a.lr' does not exist; write student.a.lr"):
+        resolve(DistillOptions(settings=['students=["a=resnet10-xxs"]', "students.a.lr=1.0"]))
     assert recipe.student["small"].model_dump() == {"lr": None, "weight_decay": 0.0, "total": 2.5}
 
 

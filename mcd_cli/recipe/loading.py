@@ -156,7 +156,7 @@ def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in path:
         if part in section.model_fields:  # not a place in a list of tables, nor a student's name
-            section = next(_tables(section.model_fields[part].annotation))
+            section = next(_tables(section.model_fields[part].annotation), section)
     return section
 
 

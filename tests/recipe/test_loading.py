@@ -132,6 +132,10 @@ def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatc
         ),
         ({"student": {"resnet10-xxz": {"lr": 0.1}}}, "'student.resnet10-xxz'; did you mean student.resnet10-xx"),
         ({"student": {"resnet10-s": {"Lr": 0.1}}}, "'student.resnet10-s.Lr'; did you mean student.resnet10-s.lr"),
+        (
+            {"students": ["lr=resnet10-s"], "student": {"lr": {"Lr": 0.1}}},
+            "'student.lr.Lr'; did you mean student.lr.lr",
+        ),
         ({"student": {"resnet10-s": {"lr": 0}}}, "student.resnet10-s.lr: "),
         ({"student": {"resnet10-s": 3}}, "student.resnet10-s: this must be a table, got 3"),
         ({"student": 3}, "student: this must be a table, got 3"),

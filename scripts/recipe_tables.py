@@ -38,7 +38,9 @@ def tables() -> str:
     sections = {name: section for name, info in Recipe.model_fields.items() if (section := _section(info.annotation))}
     parts = ["### Top level", _table(Recipe, skip=sections)]
     for name, section in sections.items():
-        parts += [f"### `[{name}]`", _summary(section), _table(section, table=name)]
+        by_name = get_origin(Recipe.model_fields[name].annotation) is dict
+        parts += [f"### `[{name}.NAME]`" if by_name else f"### `[{name}]`", _summary(section)]
+        parts.append(_table(section, table=name, default=section() if by_name else getattr(Recipe(), name)))
     return "\n\n".join(parts)
 
 
@@ -51,10 +53,12 @@ def written(page: str) -> str:
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
 
 
-def _table(section: type[BaseModel], table: str = "", skip: Container[str] = ()) -> str:
+def _table(
+    section: type[BaseModel], table: str = "", skip: Container[str] = (), default: BaseModel | None = None
+) -> str:
     documents = descriptions(section)
     lines = ["| key | takes | default | |", "|---|---|---|---|"]
-    default = getattr(Recipe(), table) if table else Recipe()
+    default = default or Recipe()
     for name, info in section.model_fields.items():
         if name in skip:
             continue
@@ -135,7 +139,9 @@ def _summary(section: type[BaseModel]) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The annotation itself where it is a table of its own."""
+    """The annotation itself where it is a table of its own; of tables by name, their kind."""
+    if get_origin(annotation) is dict:
+        annotation = get_args(annotation)[1]
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 

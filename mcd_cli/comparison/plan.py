@@ -136,6 +136,9 @@ def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
             "train_on_val": False,
             "students": dict(students),
             "optimizer": type(recipe.optimizer)(),
+            "student": {},
+            "ema": type(recipe.ema)(),
+            "augment": recipe.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0}),
             "distill": DistillSection(),
             "coordinator": CoordinatorSection(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,13 +24,22 @@ class Batch(NamedTuple):
     """This process's shard of a batch.
 
     ids: sample ids [n]; images: float32 RGB in [0, 1], [n, 3, H, W] channels-last; labels: [n]; size: number of
-    images in the batch over all processes.
+    images in the batch over all processes. Where each image is a mixture of two (see mixing.py), ids and labels are
+    those of the larger part; second: the labels of the other [n]; share: λ ≥ 1/2, of the larger part, a scalar.
     """
 
     ids: Tensor
     images: Tensor
     labels: Tensor
     size: int
+    second: Tensor | None = None
+    share: Tensor | None = None
+
+    def over_labels(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """f of the labels; where images are mixed, λ f(labels) + (1 − λ) f(second)."""
+        if self.second is None or self.share is None:
+            return f(self.labels)
+        return self.share * f(self.labels) + (1 - self.share) * f(self.second)
 
 
 def plain(images: Tensor) -> Tensor:

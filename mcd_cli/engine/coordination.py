@@ -18,7 +18,7 @@ from mcd_cli.engine.results import Weights
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.ladder.metrics import ImagesRecord
 from mcd_cli.losses.ce import cross_entropy
-from mcd_cli.methods.base import BatchContext, Method
+from mcd_cli.methods.base import BatchContext
 from mcd_cli.models.coordinator import Coordinator
 from mcd_cli.models.students import Students, seeded
 from mcd_cli.ops import meta_gradient
@@ -34,8 +34,10 @@ class Coordination:
     normalise: str | None = None
     """How C-NET's weights are normalised; None without one."""
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, plan: StagePlan, students: Students, device: torch.device) -> None:
+        self.method = plan.method
+        totals = [[plan.total_of(name)] for name in students.names]
+        self.totals = None if totals == [[1.0]] * len(totals) else torch.tensor(totals, device=device)  # [k, 1]
 
     def learns(self, step_index: int, epoch: int) -> bool:
         """Whether φ follows through the step of that index, in that epoch."""
@@ -54,7 +56,7 @@ class Coordination:
 
     def weigh(self, p: Tensor) -> Tensor:
         """The loss weights w of this process's shard of the batch. p: from `outputs`."""
-        return p
+        return p if self.totals is None else p * self.totals
 
     def record(self, meters: Meters, ids: Tensor, p: Tensor, w: Tensor) -> None:
         """Add a step to the statistics. p, w: of the whole batch, [n, k, c]; ids: of this process's shard."""
@@ -87,7 +89,7 @@ class LearnedCoordination(Coordination):
         draw: Callable[[str], torch.Generator],
     ) -> None:
         """draw: a random generator for the current step, by purpose."""
-        super().__init__(plan.method)
+        super().__init__(plan, students, hardware.device)
         self.section = plan.coordinator
         self.names = students.names
         self.loss_names = plan.method.loss_names(plan.stage)
@@ -99,6 +101,8 @@ class LearnedCoordination(Coordination):
         self.coordinator = coordinator.to(hardware.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.networks = (self.coordinator,)
         self.normalise = self.section.normalise
+        # c_j with what all students share divided out: the learning rate's schedule, momentum
+        self.relative = [plan.sgd_of(name)["lr"] / plan.sgd["lr"] for name in students.names]
         self.optimizer = coordinator_optimizer(self.coordinator, self.section, capturable=non_finite.deferred)
         non_finite.halt(self.optimizer)
         self.instance_weights = InstanceWeights(
@@ -123,7 +127,7 @@ class LearnedCoordination(Coordination):
         permutation = None
         if self.section.control == "shuffle":
             permutation = torch.randperm(len(p), generator=self.draw("shuffle")).to(p.device)
-        return self.processes.shard(self.coordinator.weigh(p, permutation))
+        return super().weigh(self.processes.shard(self.coordinator.weigh(p, permutation)))
 
     def record(self, meters: Meters, ids: Tensor, p: Tensor, w: Tensor) -> None:
         meters.add_outputs(p, w)
@@ -131,7 +135,7 @@ class LearnedCoordination(Coordination):
 
     def update(self, inputs: CoordinatorInputs, directional: Tensor, c: StepSizes, n: int) -> None:
         literal = self.section.optimizer == "adam"
-        gradient = meta_gradient.weight_gradient(directional, c if literal else 1.0, n)
+        gradient = meta_gradient.weight_gradient(directional, c if literal else self.relative, n)
         phi = dict(self.coordinator.named_parameters())
         p = meta_gradient.without_side_effects(self.coordinator, phi, *inputs)
         w = self.weigh(self.processes.gather(p, n))

@@ -28,7 +28,8 @@ def seconds_of_stage(epochs: int, trainer: Trainer) -> float:
     per_step = ordinary + max(0.0, meta - ordinary) / section.every
     sample = trainer.loader.dataset.val[: trainer.loader.batch_size]
     start = time.perf_counter()
-    predictions(trainer.students, trainer.loader, sample)
+    for students in (trainer.students, *([] if trainer.ema is None else [trainer.ema.students])):
+        predictions(students, trainer.loader, sample)
     evaluation = (time.perf_counter() - start) * len(trainer.loader.dataset.val) / len(sample)
     return preparation + epochs * (per_step * trainer.loader.num_steps + evaluation)
 

@@ -24,9 +24,10 @@ def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
 
 
-def students_optimizer(networks: Iterable[nn.Module], sgd: Mapping[str, Any]) -> Optimizer:
-    """One SGD for the ladder, a group for each student; sgd: lr, momentum, weight_decay, nesterov."""
-    return uncompiled(torch.optim.SGD)([{"params": list(n.parameters())} for n in networks], fused=True, **sgd)  # type: ignore[call-arg]
+def students_optimizer(networks: Iterable[nn.Module], sgd: Iterable[Mapping[str, Any]]) -> Optimizer:
+    """One SGD for the ladder, a group for each student; sgd: each one's lr, momentum, weight_decay, nesterov."""
+    groups = [{"params": list(n.parameters()), **own} for n, own in zip(networks, sgd, strict=True)]
+    return uncompiled(torch.optim.SGD)(groups, fused=True)  # type: ignore[call-arg]
 
 
 def coordinator_optimizer(coordinator: nn.Module, section: CoordinatorSection, capturable: bool) -> Optimizer:
@@ -47,7 +48,8 @@ def coordinator_optimizer(coordinator: nn.Module, section: CoordinatorSection, c
 class LearningRate:
     """η of the students' optimiser, a function of the step: cosine annealing per step to 0 (A.3), or constant.
 
-    device: keep η in a tensor there, so that graph replays read the current value; None: η is a Python float.
+    start: the run's η at the first step; each group starts at its own. device: keep η in tensors there, so that graph
+    replays read the current values; None: η is a Python float.
     """
 
     def __init__(
@@ -55,22 +57,24 @@ class LearningRate:
     ) -> None:
         self.groups = optimizer.param_groups
         self.start = start
+        self.starts = [group["lr"] for group in self.groups]
         self.schedule = schedule
         self.num_steps = num_steps
-        self.tensor = None if device is None else torch.zeros((), device=device)
+        self.tensors = {} if device is None else {own: torch.zeros((), device=device) for own in self.starts}
 
-    def at(self, step_index: int) -> float:
+    def at(self, step_index: int, start: float | None = None) -> float:
+        """η at a step. start: η at the first one; None: the run's."""
+        start = self.start if start is None else start
         if self.schedule == "cosine":
-            return self.start * (0.5 * (1 + math.cos(math.pi * step_index / self.num_steps)))
-        return self.start
+            return start * (0.5 * (1 + math.cos(math.pi * step_index / self.num_steps)))
+        return start
 
     def set(self, step_index: int) -> None:
         """Set η for the next step."""
-        eta = self.at(step_index)
-        for group in self.groups:
-            group["lr"] = eta if self.tensor is None else self.tensor
-        if self.tensor is not None:
-            self.tensor.fill_(eta)
+        for group, start in zip(self.groups, self.starts, strict=True):
+            group["lr"] = self.tensors[start] if self.tensors else self.at(step_index, start)
+        for start, eta in self.tensors.items():
+            eta.fill_(self.at(step_index, start))
 
 
 def step_sizes(sgd: Optimizer) -> StepSizes:

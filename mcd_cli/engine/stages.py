@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mcd_cli.data.mixing import Mixing
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.metrics import WARM_START
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER, Method, Stage
 from mcd_cli.methods.ce import CE
 from mcd_cli.models import build
-from mcd_cli.recipe.schema import CoordinatorSection, Recipe
+from mcd_cli.recipe.schema import CoordinatorSection, Recipe, StudentSection
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,20 @@ class StagePlan:
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
+    own: Mapping[str, StudentSection] = field(default_factory=dict)  # single students' settings, by name
+    mixing: Mixing | None = None
+    ema: float = 0.0  # decay of the average of the weights; 0: no average
     on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
+
+    def sgd_of(self, student: str) -> dict[str, Any]:
+        """That student's lr, momentum, weight_decay, nesterov."""
+        own = self.own.get(student, StudentSection()).model_dump(include={"lr", "weight_decay"}, exclude_none=True)
+        return {**self.sgd, **own}
+
+    def total_of(self, student: str) -> float:
+        """The factor on that student's loss, beside `distill.total`, which the method's weights hold."""
+        total = self.own.get(student, StudentSection()).total
+        return 1.0 if total is None else total / self.method.settings.total
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
@@ -37,6 +51,7 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:
         raise UserError(f"train_on_val: {recipe.method} learns its loss weights on val; use a method without a C-NET")
+    augment = recipe.augment
     ce = CE(recipe.distill)
     plans = []
     if train_teacher:
@@ -49,7 +64,16 @@ def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> lis
     for stage in stages:
         name = "distill" if len(stages) == 1 else f"distill/{'+'.join(stage.students)}"
         plan = _plan(recipe, name, method, stage, recipe.epochs, _sgd(recipe.optimizer))
-        plans.append(replace(plan, learned=learned, on_val=recipe.train_on_val))
+        plans.append(
+            replace(
+                plan,
+                learned=learned,
+                own=recipe.student,
+                mixing=Mixing(augment.mixup, augment.cutmix) if augment.mixup or augment.cutmix else None,
+                ema=recipe.ema.decay,
+                on_val=recipe.train_on_val,
+            )
+        )
     return plans
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from mcd_cli.engine.checkpoint import (
 )
 from mcd_cli.engine.coordination import Coordination, CoordinatorInputs, LearnedCoordination
 from mcd_cli.engine.cuda_graphs import GraphBackend, GraphCapture
+from mcd_cli.engine.ema import EMA
 from mcd_cli.engine.evaluation import each_logits, num_correct, predictions
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.meters import Meters
@@ -64,12 +66,13 @@ class Trainer:
         # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
         ahead = hardware.runs_ahead or backend is not None
         self.non_finite = NonFiniteGuard(students.names, plan.name, device, deferred=ahead)
-        self.optimizer = students_optimizer(students.networks.values(), plan.sgd)
+        self.optimizer = students_optimizer(students.networks.values(), map(plan.sgd_of, students.names))
         self.non_finite.halt(self.optimizer)
         self.learning_rate = LearningRate(
             self.optimizer, plan.sgd["lr"], plan.schedule, self.num_steps, device if ahead else None
         )
-        self.coordination = Coordination(plan.method)
+        self.ema = EMA(self.students, plan.ema) if plan.ema else None
+        self.coordination = Coordination(plan, students, device)
         if plan.learned:
             self.coordination = LearnedCoordination(
                 plan, students, loader.dataset, hardware, self.non_finite, self.draw
@@ -79,11 +82,13 @@ class Trainer:
         self.ordinary_step = self.graphs.wrap("the training step", self._ordinary_step, self._written)
         self.meta_step = self.graphs.wrap("the meta step", self._meta_step, self._written)
         self.evaluated = self.graphs.wrap("evaluation", self._logits, list)
+        self.ema_evaluated = self.graphs.wrap("evaluation of the average", self._ema_logits, list)
         self.step_index = 0
         self.updates = 0  # of φ
         self.epochs_done = 0
         self.best: dict[str, int] = {}  # right answers on val
         self.best_weights: dict[str, Weights] = {}
+        self.averaged: list[str] = []  # the students whose EMA was the better in the last evaluation
         self.tables: dict[str, Tensor] = {}
 
     @property
@@ -118,8 +123,11 @@ class Trainer:
         """θ^t → θ^{t+1} by Eq. 8; every L-th time φ follows through that very step (Eq. 9)."""
         self.learning_rate.set(self.step_index)
         self.progress.fill_((self.step_index + 1) / self.num_steps)
+        if self.ema is not None:
+            self.ema.set(self.step_index)
         self._seed_dropout()
         z_stored = self._stored(batch)
+        batch = self.mixed(batch)  # before the graphs, which cannot draw
         if self.coordination.learns(self.step_index, self.epochs_done):
             self.meta_step(batch, z_stored, self.loader.validation_batch(self.updates))
             self.updates += 1
@@ -128,6 +136,12 @@ class Trainer:
         self.step_index += 1
         if self.step_index % PATIENCE == 0:
             self.non_finite.refuse(self.step_index)
+
+    def mixed(self, batch: Batch) -> Batch:
+        """The batch with its images mixed, if they are: the same in every method's stages."""
+        if self.plan.mixing is None:
+            return batch
+        return self.plan.mixing(batch, generator("mix", self.loader.augment_seed, self.step_index))
 
     def _ordinary_step(self, batch: Batch, z_stored: Tensor | None) -> None:
         self._descend(batch, z_stored, autocast=True)
@@ -152,17 +166,19 @@ class Trainer:
         z_stored: the teacher's stored logits of the batch, if any; autocast: whether the students compute in the run's
         precision or in float32.
         """
-        x, y = batch.images, batch.labels
+        x = batch.images
         with torch.no_grad(), self.hardware.autocast():
             z_teachers = {name: promote_to_float32(self._seen_by(name, x, z_stored)) for name in self.teachers}
         with self.hardware.autocast(autocast):
             z = self.students(x)
 
-        context = BatchContext(batch.ids, y, z.detach(), z_teachers, self.tables, self._current_step_index, self.draw)
+        context = BatchContext(
+            batch.ids, batch.labels, z.detach(), z_teachers, self.tables, self._current_step_index, self.draw
+        )
         targets = self.plan.method.targets(context)
 
         def losses_of(logits: Tensor) -> Tensor:
-            return instance_losses(logits, y, targets, self.bank, self.progress)
+            return batch.over_labels(lambda y: instance_losses(logits, y, targets, self.bank, self.progress))
 
         losses = losses_of(z)  # [n, k, c]
         self.non_finite.check(self.step_index, logits=z, loss=losses)
@@ -176,7 +192,10 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.all_reduce_(gradients(self.students), means=self._statistics())
         self.optimizer.step()  # Eq. 8
-        right = (context.logits.argmax(dim=-1) == y[:, None]).to(self.meters.dtype)
+        if self.ema is not None:
+            self.ema.update()
+        predicted = context.logits.argmax(dim=-1)
+        right = batch.over_labels(lambda y: (predicted == y[:, None]).to(self.meters.dtype))
         right, losses, w = (self.processes.gather(t, batch.size) for t in (right, losses.detach(), w))
         self.meters.add(right, losses, w)
         self.coordination.record(self.meters, batch.ids, p, w)
@@ -185,12 +204,15 @@ class Trainer:
     def end_epoch(self) -> EpochRecord:
         """Evaluate on val, keep each student's best; returns the epoch's line for metrics.jsonl."""
         self.non_finite.refuse(self.step_index)
-        val = self.loader.dataset.val
-        predicted = predictions(self.students, self.loader, val, self.evaluated)
-        correct = num_correct(predicted, self.loader, val).tolist()
-        val_accuracy = [right / len(val) for right in correct]
+        num_val = len(self.loader.dataset.val)
+        correct = self._correct_on_val(self.students, self.evaluated)
+        ema_correct = {} if self.ema is None else self._correct_on_val(self.ema.students, self.ema_evaluated)
+        val_accuracy = [right / num_val for right in correct.values()]
         summary = self.meters.summary(self.students.names, self.loss_names, self.plan.learned, val_accuracy)
-        for name, right in zip(self.students.names, correct, strict=True):
+        # where val is trained on, it cannot choose: the average is what was asked for
+        self.averaged = [name for name, right in ema_correct.items() if right > correct[name] or self.plan.on_val]
+        correct |= {name: ema_correct[name] for name in self.averaged}
+        for name, right in correct.items():
             if right > self.best.get(name, -1) or self.plan.on_val:
                 self.best[name] = right
                 self.best_weights[name] = self.current(name)
@@ -204,13 +226,27 @@ class Trainer:
             lr=self.learning_rate.at(self.step_index - 1),
             coordinator_updates=self.updates,
             normalise=self.coordination.normalise,
-            students={name: replace(student, images=images.get(name)) for name, student in summary.items()},
+            students={
+                name: replace(
+                    student,
+                    images=images.get(name),
+                    ema_val_accuracy=ema_correct[name] / num_val if name in ema_correct else None,
+                )
+                for name, student in summary.items()
+            },
             preparation=self.plan.method.summary(self.tables) if self.epochs_done == 1 else {},
         )
 
+    def _correct_on_val(self, students: Students, run: Callable[[Tensor], Tensor]) -> dict[str, int]:
+        """Each student's right answers on val. run: the students' forward pass, or its CUDA graph."""
+        val = self.loader.dataset.val
+        correct = num_correct(predictions(students, self.loader, val, run), self.loader, val)
+        return dict(zip(students.names, correct.tolist(), strict=True))
+
     def current(self, name: str) -> Weights:
-        """That student's weights now, as copies on the CPU."""
-        state = self.students.networks[name].state_dict()
+        """That student's weights now (their EMA where the last evaluation preferred it), as copies on the CPU."""
+        students = self.ema.students if self.ema is not None and name in self.averaged else self.students
+        state = students.networks[name].state_dict()
         return {key: value.detach().cpu().clone() for key, value in state.items()}
 
     def state_dict(self) -> State:
@@ -220,12 +256,14 @@ class Trainer:
         """
         self.non_finite.refuse(self.step_index)
         best = {f"best/{name}": weights for name, weights in self.best_weights.items()}
-        position = {
+        position: dict[str, Any] = {
             "number": self.step_index,
             "updates": self.updates,
             "epochs_done": self.epochs_done,
             "best": self.best,
         }
+        if self.ema is not None:
+            position["averaged"] = self.averaged
         return State(join_parts({**self._moving_parts(), "memory": self.tables, **best}), position)
 
     def load_state_dict(self, state: State) -> None:
@@ -235,6 +273,8 @@ class Trainer:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         self.meters.load_state_dict(parts["meters"])
         self.coordination.load_state_dict(parts)
+        if self.ema is not None:
+            self.ema.students.load_state_dict(parts["ema"])
         self.tables = {name: table.to(self.hardware.device) for name, table in parts.get("memory", {}).items()}
         self.best_weights = {
             part.removeprefix("best/"): weights for part, weights in parts.items() if part.startswith("best/")
@@ -243,6 +283,7 @@ class Trainer:
         self.updates = state.position["updates"]
         self.epochs_done = state.position["epochs_done"]
         self.best = dict(state.position["best"])
+        self.averaged = list(state.position.get("averaged", []))
 
     def _moving_parts(self) -> StateParts:
         """What a step writes to, in place."""
@@ -250,6 +291,7 @@ class Trainer:
             "students": self.students.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
             "meters": self.meters.state_dict(),
+            "ema": {} if self.ema is None else self.ema.students.state_dict(),
             **self.coordination.state_dict(),
         }
 
@@ -259,6 +301,11 @@ class Trainer:
 
     def _logits(self, x: Tensor) -> Tensor:
         z: Tensor = self.students(x)
+        return z
+
+    def _ema_logits(self, x: Tensor) -> Tensor:
+        assert self.ema is not None
+        z: Tensor = self.ema.students(x)
         return z
 
     def _stored(self, batch: Batch) -> Tensor | None:

@@ -46,7 +46,11 @@ class ImagesRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecord:
-    """A student's epoch: means over images. spread (standard deviation) and saturated: only where C-NET weighs."""
+    """A student's epoch: means over images. spread (standard deviation) and saturated: only where C-NET weighs.
+
+    val_accuracy is that of the weights themselves, ema_val_accuracy that of their average, where there is one; the
+    better of the two is the student's (the weights' own in a tie).
+    """
 
     train_accuracy: float
     losses: ByLoss
@@ -55,6 +59,7 @@ class StudentRecord:
     spread: ByLoss | None = None
     saturated: ByLoss | None = None  # share of C-NET's outputs within 2 % of 0 or 1
     val_accuracy: float
+    ema_val_accuracy: float | None = None
     images: ImagesRecord | None = None  # at the stage's end
 
 

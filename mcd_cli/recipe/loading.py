@@ -128,7 +128,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         if dot:
             inner = merged.get(key, {})
             if not isinstance(inner, Mapping):
-                raise UserError(f"recipe key {key!r} is a value, not a table; {dotted!r} does not exist")
+                hint = f"; write student.{rest}" if key == "students" else ""
+                raise UserError(f"recipe key {key!r} is a value, not a table; {dotted!r} does not exist{hint}")
             merged[key] = _merged(inner, {rest: value})
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "students":
             merged[key] = _merged(merged[key], value)
@@ -154,8 +155,8 @@ def _first_problem(error: ValidationError) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in path:
-        if not part.isdecimal():  # a place in a list of tables
-            section = next(_tables(section.model_fields[part].annotation))
+        if part in section.model_fields:  # not a place in a list of tables, nor a student's name
+            section = next(_tables(section.model_fields[part].annotation), section)
     return section
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mcd_cli.errors import UserError
+from mcd_cli.errors import UserError, unknown
 from mcd_cli.methods import METHODS, takers
 from mcd_cli.methods.settings import ACCEPTED_BY_ALL, DistillSection
 from mcd_cli.models import ARCHITECTURES, COORDINATORS, torchvision_name
@@ -21,10 +21,10 @@ from mcd_cli.quantities import interval
 STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
-ADDED = {"distill": ("losses",)}
-"""Keys that are younger than version 0.1.0, by table. Such a key is no part of `Recipe.content` while it is at its
-default, so a recipe that does not use it keeps its hash, and runs from before the key can be resumed. Therefore its
-default means what the program did without it, and never changes."""
+ADDED = {"": ("student",), "augment": ("mixup", "cutmix"), "distill": ("losses",), "ema": ("decay",)}
+"""Keys that are younger than version 0.1.0, by table ("": the top level). Such a key is no part of `Recipe.content`
+while it is at its default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs
+from before the key can be resumed. Therefore its default means what the program did without it, and never changes."""
 
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
@@ -119,11 +119,29 @@ class OptimizerSection(Section):
         return self
 
 
+class StudentSection(Section):
+    """One student's own settings during distillation."""
+
+    lr: float | None = Field(None, gt=0)
+    """Its learning rate. Unset: `optimizer.lr`."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Its weight decay. Unset: `optimizer.weight_decay`."""
+    total: float | None = Field(None, gt=0)
+    """Factor on its whole loss, for every method. Unset: `distill.total`."""
+
+
 class ScheduleSection(Section):
     """Learning-rate schedule of a stage."""
 
     name: Literal["cosine", "constant"] = "cosine"
     """`cosine`: decays to 0 over the steps of a stage; `constant`: no decay."""
+
+
+class EMASection(Section):
+    """An exponential moving average of each student's weights during distillation."""
+
+    decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the [average](methods.md#averaged-weights), such as 0.999. 0: no average."""
 
 
 class AugmentSection(Section):
@@ -134,6 +152,10 @@ class AugmentSection(Section):
     changes; `strong`: crops, flips, rotation, shear, strong colour changes and Cutout."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the augmentation. Unset: the run's seed."""
+    mixup: float = Field(0.0, ge=0, le=1000)
+    """α of [mixup](methods.md#mixed-images) during distillation, such as 0.2. 0: no mixup."""
+    cutmix: float = Field(0.0, ge=0, le=1000)
+    """α of [CutMix](methods.md#mixed-images) during distillation, such as 1. 0: no CutMix."""
 
 
 class CoordinatorSection(Section):
@@ -226,7 +248,9 @@ class Recipe(Section):
     teacher: TeacherSection = TeacherSection(arch="resnet10-l")
     warm_start: WarmStartSection = WarmStartSection()
     optimizer: OptimizerSection = OptimizerSection()
+    student: dict[str, StudentSection] = Field(default_factory=dict)
     schedule: ScheduleSection = ScheduleSection()
+    ema: EMASection = EMASection()
     augment: AugmentSection = AugmentSection()
     distill: DistillSection = DistillSection()
     coordinator: CoordinatorSection = CoordinatorSection()
@@ -240,6 +264,8 @@ class Recipe(Section):
     @field_validator("students", mode="before")
     @classmethod
     def _named(cls, students: Any) -> Any:
+        if isinstance(students, dict) and any(isinstance(arch, dict) for arch in students.values()):
+            raise ValueError("a student is written NAME = ARCH; its own settings go into the table student.NAME")
         return name_students(students) if isinstance(students, list) else students
 
     @field_validator("students")
@@ -252,6 +278,23 @@ class Recipe(Section):
                 raise ValueError("the name 'teacher' is reserved for the teacher; rename the student")
             ARCHITECTURES.check(arch)
         return students
+
+    @model_validator(mode="after")
+    def _mixed_images_have_no_views(self) -> Recipe:
+        if (self.augment.mixup or self.augment.cutmix) and self.teacher.views:
+            key = "mixup" if self.augment.mixup else "cutmix"
+            raise UserError(
+                f"recipe key augment.{key}: images mixed anew in every step have no stored logits of the teacher; "
+                "set teacher.views = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_have_a_student(self) -> Recipe:
+        for name in self.student:
+            if name not in self.students:
+                raise unknown("recipe key", f"student.{name}", [f"student.{known}" for known in self.students])
+        return self
 
     @model_validator(mode="after")
     def _not_sharing_needs_two(self) -> Recipe:
@@ -281,16 +324,21 @@ class Recipe(Section):
         return self.seed if self.augment.seed is None else self.augment.seed
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        content = self.model_dump(exclude_none=True)
+        if not self.student:
+            del content["student"]  # no empty table
+        return tomli_w.dumps(content)
 
     def content(self) -> dict[str, Any]:
         """The keys that decide the result, as plain JSON: all but paths, checkpoint intervals, and unused `ADDED`."""
         content = self.model_dump(mode="json", exclude={"data_root": True, "checkpoint": True, "teacher": {"file"}})
         for table, keys in ADDED.items():
-            section = getattr(self, table)
+            section, plain = (getattr(self, table), content[table]) if table else (self, content)
             for key in keys:
-                if getattr(section, key) == type(section).model_fields[key].default:
-                    del content[table][key]
+                if getattr(section, key) == type(section).model_fields[key].get_default(call_default_factory=True):
+                    del plain[key]
+            if not plain:
+                del content[table]
         return content
 
     def sha256(self) -> str:

@@ -90,6 +90,14 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
 LONG = {"batch_size": 100, "epochs": 2, "warm_start": {"epochs": 0}, "coordinator": {"every": 2}}  # 10 steps an epoch
 
 
+LIFTED = {
+    "method": "mc-distil",
+    "augment": {"preset": "digits", "mixup": 0.5, "cutmix": 1.0},
+    "student": {"resnet10-xxs": {"lr": 0.1, "weight_decay": 0.0, "total": 2.0}},
+    "ema": {"decay": 0.5},
+}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As written, never stopped."""
@@ -141,6 +149,8 @@ def steps_of(out: Path, num_steps: int, backend: Tape | None, **changes: Any) ->
         {"method": "mc-distil", "distill": {"losses": list(LOSSES)}},
         {"method": "bank", "distill": {"losses": ["ce", {"loss": "kd", "ramp": 1.0}]}},  # it grows while it is replayed
         {"method": "rule"},
+        {"method": "kd", "ema": {"decay": 0.99}},
+        LIFTED,
     ],
     ids=str,
 )
@@ -357,11 +367,11 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU her
 
 @needs_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("method", ["ce", "kd", "mc-distil"])
+@pytest.mark.parametrize("changes", [{"method": "ce"}, {"method": "kd"}, {"method": "mc-distil"}, LIFTED], ids=str)
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
-def test_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:  # pragma: no cover
+def test_on_a_gpu(tmp_path: Path, changes: dict[str, Any], precision: str) -> None:  # pragma: no cover
     """The same bytes with and without graphs, no warning, and no wait for the device between two epochs' ends."""
-    recipe = tiny_recipe(**(LONG | {"method": method, "precision": precision, "epochs": 4}))
+    recipe = tiny_recipe(**(LONG | changes | {"precision": precision, "epochs": 4}))
 
     def trained(name: str, *, eager: bool) -> list[str]:
         told: list[str] = []

@@ -66,8 +66,27 @@ def in_double(trainer: Trainer, n: int, m: int) -> Batch:
     ids=lambda c: "-".join(map(str, c.values())),
 )
 def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before: int) -> None:
+    check_phi(tmp_path, coordinator, steps_before)
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("coordinator", [{"normalise": "mean"}, {"arch": "losses"}, {"optimizer": "adam"}], ids=str)
+def test_phi_gradient_with_settings_of_single_students(tmp_path: Path, coordinator: dict, steps_before: int) -> None:
+    """Another learning rate, weight decay and total weight for one of them."""
+    own = {"lr": 0.2, "weight_decay": 0.03, "total": 1.7}
+    check_phi(tmp_path, coordinator, steps_before, student={"resnet10-xxxs": own})
+
+
+@pytest.mark.parametrize("augment", [{"mixup": 1.0}, {"cutmix": 1.0}], ids=str)
+@pytest.mark.parametrize("coordinator", [{"normalise": "mean"}, {"arch": "losses"}], ids=str)
+def test_phi_gradient_with_mixed_images(tmp_path: Path, coordinator: dict, augment: dict) -> None:
+    check_phi(tmp_path, coordinator, 1, augment=augment)
+
+
+def check_phi(tmp_path: Path, coordinator: dict, steps_before: int, **changes: dict) -> None:
     """C-NET's gradient after a step of the engine = double backward through that whole step, written out here."""
-    trainer = trainer_of(tmp_path, method="mc-distil", coordinator={**coordinator, "every": 1})
+    trainer = trainer_of(tmp_path, method="mc-distil", coordinator={**coordinator, "every": 1}, **changes)
+    student = changes.get("student", {})
     batch = in_double(trainer, n=16, m=12)
     (live_cnet,) = trainer.coordination.networks
     with torch.no_grad():  # a C-NET with opinions: its zero head would hide most of φ
@@ -79,32 +98,38 @@ def test_phi_gradient_end_to_end(tmp_path: Path, coordinator: dict, steps_before
     students, cnet = copy.deepcopy(trainer.students), copy.deepcopy(live_cnet)
     theta = {name: p.detach().clone().requires_grad_() for name, p in students.named_parameters()}
     phi = {name: p.detach().clone().requires_grad_() for name, p in cnet.named_parameters()}
-    z = functional_call(students, theta, (batch.images,))
+    seen = trainer.mixed(batch)
+    z = functional_call(students, theta, (seen.images,))
     with torch.no_grad():
-        z_teacher = trainer.teachers[TEACHER](batch.images)
-        at_label = nn.functional.one_hot(batch.labels, z.shape[-1]).bool()
+        z_teacher = trainer.teachers[TEACHER](seen.images)
+        at_label = nn.functional.one_hot(seen.labels, z.shape[-1]).bool()
         z_pooled = torch.where(at_label, z.max(dim=1).values, z.min(dim=1).values)
     targets = torch.stack([z_teacher, z_pooled], dim=1)[:, None]
     order = torch.randperm(16, generator=trainer.draw("shuffle"))
-    losses = instance_losses(z, batch.labels, targets, label_and(2, 2.0))
-    of_teacher = nn.functional.cross_entropy(z_teacher, batch.labels, reduction="none")
+    losses = instance_losses(z, seen.labels, targets, label_and(2, 2.0))
+    if seen.second is not None:  # cross-entropy with soft labels in the place of the label's
+        soft = seen.share * at_label + (1 - seen.share) * nn.functional.one_hot(seen.second, z.shape[-1])
+        losses = torch.cat([-(soft[:, None] * z.log_softmax(-1)).sum(-1, keepdim=True), losses[:, :, 1:]], dim=-1)
+    of_teacher = nn.functional.cross_entropy(z_teacher, seen.labels, reduction="none")
     costs = torch.cat([losses.detach().view(16, -1), of_teacher[:, None]], dim=1)
-    w = cnet.weigh(functional_call(cnet, phi, (batch.images, costs)), order)
-    loss = (w * losses).sum() / 16
+    w = cnet.weigh(functional_call(cnet, phi, (seen.images, costs)), order)
+    totals = torch.tensor([student.get(name, {}).get("total", 1.0) for name in trainer.students.names])[:, None]
+    loss = (w * totals * losses).sum() / 16
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     sgd = trainer.plan.sgd
-    eta = sgd["lr"] * (1 + math.cos(math.pi * trainer.step_index / trainer.num_steps)) / 2
+    fallen = (1 + math.cos(math.pi * trainer.step_index / trainer.num_steps)) / 2
     new = {}
     for (name, value), g in zip(theta.items(), gradients, strict=True):
         live = dict(trainer.students.named_parameters())[name]
-        g = g + sgd["weight_decay"] * value
+        own = {**sgd, **student.get(name.split(".")[1], {})}
+        g = g + own["weight_decay"] * value
         buffer = trainer.optimizer.state.get(live, {}).get("momentum_buffer")
-        new[name] = value - eta * (g if buffer is None else sgd["momentum"] * buffer.clone() + g)
+        new[name] = value - own["lr"] * fallen * (g if buffer is None else sgd["momentum"] * buffer.clone() + g)
     val = trainer.loader.validation_batch(0)
     z_val = functional_call(students, new, (val.images,))
     l_val = sum(nn.functional.cross_entropy(z_val[:, j], val.labels) for j in range(z_val.shape[1]))
     expected = dict(zip(phi, torch.autograd.grad(l_val, list(phi.values())), strict=True))
-    divided = 1.0 if coordinator.get("optimizer") == "adam" else eta
+    divided = 1.0 if coordinator.get("optimizer") == "adam" else sgd["lr"] * fallen
 
     trainer.step(batch)
     largest = max(float(g.abs().max()) for g in expected.values()) / divided

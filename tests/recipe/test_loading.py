@@ -44,6 +44,7 @@ def test_everything_goes_round(tmp_path: Path) -> None:
             "coordinator": {"normalise": "mean", "total": 1.0, "arch": "scalar"},
             "checkpoint": {"every": "20steps"},
             "label_noise": 1e-7,
+            "student": {"a_small": {"weight_decay": 0.0, "total": 3.0}},
         }
     )
     (tmp_path / "r.toml").write_text(recipe.to_toml(), encoding="utf-8")
@@ -91,6 +92,14 @@ def test_teacher_is_a_file_or_an_architecture(teacher: str, arch: str | None, ex
     assert (section.file, section.arch) == expected
 
 
+def test_one_students_settings_can_be_set() -> None:
+    settings = ['students=["small=resnet10-xxs"]', "student.small.weight_decay=0", "student.small.total=2.5"]
+    recipe = resolve(DistillOptions(settings=settings))
+    with pytest.raises(UserError, match=r"'students.a.lr' does not exist; write student.a.lr"):
+        resolve(DistillOptions(settings=['students=["a=resnet10-xxs"]', "students.a.lr=1.0"]))
+    assert recipe.student["small"].model_dump() == {"lr": None, "weight_decay": 0.0, "total": 2.5}
+
+
 def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("resnet18").touch()
@@ -116,6 +125,20 @@ def test_an_existing_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatc
         ({"optimizer": 3}, "optimizer: this must be a table, got 3"),
         ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs momentum"),
         ({"students": []}, "students: "),
+        ({"students": {"a": {"lr": 0.1}}}, "its own settings go into the table student.NAME"),
+        (
+            {"augment": {"cutmix": 1.0}, "teacher": {"arch": "resnet18", "views": 4}},
+            "augment.cutmix: images mixed anew",
+        ),
+        ({"student": {"resnet10-xxz": {"lr": 0.1}}}, "'student.resnet10-xxz'; did you mean student.resnet10-xx"),
+        ({"student": {"resnet10-s": {"Lr": 0.1}}}, "'student.resnet10-s.Lr'; did you mean student.resnet10-s.lr"),
+        (
+            {"students": ["lr=resnet10-s"], "student": {"lr": {"Lr": 0.1}}},
+            "'student.lr.Lr'; did you mean student.lr.lr",
+        ),
+        ({"student": {"resnet10-s": {"lr": 0}}}, "student.resnet10-s.lr: "),
+        ({"student": {"resnet10-s": 3}}, "student.resnet10-s: this must be a table, got 3"),
+        ({"student": 3}, "student: this must be a table, got 3"),
         ({"students": [["a"]]}, "ARCH or NAME=ARCH"),
         ({"students": ["Big=resnet10-m"]}, "'Big' is not a valid student name"),
         ({"students": ["teacher=resnet10-m"]}, "reserved for the teacher"),
@@ -222,8 +245,13 @@ def test_an_added_key_at_its_default_leaves_the_hash_as_it_was() -> None:
     assert Recipe().sha256() == "cf601423fe4777e49987feb328ed06d639d696ac48bf72335e332398dfe3b149"
     for table, keys in ADDED.items():
         for key in keys:
-            assert key in type(getattr(Recipe(), table)).model_fields
-            assert key not in Recipe().content()[table]
+            section, content = Recipe(), Recipe().content()
+            if table:
+                section, content = getattr(section, table), content.get(table, {})
+            assert key in type(section).model_fields
+            assert key not in content
+    assert parse_recipe({"student": {"resnet10-s": {"lr": 0.1}}}).sha256() != Recipe().sha256()
+    assert "[student]" not in Recipe().to_toml()
     own = parse_recipe({"distill": {"losses": ["ce", "kd"]}})
     assert own.content()["distill"]["losses"][0]["loss"] == "ce"
     assert own.sha256() != Recipe().sha256()

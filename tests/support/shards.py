@@ -23,7 +23,8 @@ from .runs import TINY
 NUM_STEPS = 20
 EVERY = 7  # C-NET learns at steps 0, 7 and 14
 CASES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {"ema": {"decay": 0.9}},
+    "mixed": {"augment": {**TINY["augment"], "mixup": 1.0, "cutmix": 1.0}},
     "mean-in-double": {"coordinator": {"normalise": "mean", "arch": "losses"}},
     "sync-in-double": {"coordinator": {"control": "shuffle"}, "sync_bn": True},
     "broken": {},

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mcd_cli.data.loader import Batch
+from mcd_cli.data.mixing import Mixing
 from mcd_cli.engine.checkpoint import read_state
 from mcd_cli.losses.bank import instance_losses, label_and
 from mcd_cli.losses.targets import pooled
@@ -25,6 +27,7 @@ from support import INSTALLED, TESTS
 from support.shards import EVERY, NUM_STEPS, trainer_of, walk
 
 WORLD = 2
+FIELDS = ("ids", "images", "labels", "second")
 
 
 def processes(folder: Path, *cases: str) -> list[subprocess.Popen[str]]:
@@ -49,7 +52,7 @@ def processes(folder: Path, *cases: str) -> list[subprocess.Popen[str]]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two gloo processes walk each case."""
     folder = tmp_path_factory.mktemp("together")
-    for process in processes(folder, "paper", "mean-in-double", "sync-in-double"):
+    for process in processes(folder, "paper", "mean-in-double", "sync-in-double", "mixed"):
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     return folder
@@ -169,7 +172,27 @@ def test_synced_batch_norm_is_one_process(together: Path, tmp_path: Path) -> Non
     assert apart(found, alone.state_dict().tensors) < 1e-6
 
 
-@pytest.mark.parametrize("case", ["paper", "mean-in-double", "sync-in-double"])
+def test_images_are_mixed_within_a_process(together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard by itself, with the same draws."""
+    plain = Mixing.__call__
+
+    def of_shards(mixing: Mixing, batch: Batch, draws: torch.Generator) -> Batch:
+        state = draws.get_state()
+        shards = zip(*(x.tensor_split(WORLD) for x in (batch.ids, batch.images, batch.labels)), strict=True)
+        mixed = [plain(mixing, Batch(*shard, batch.size), draws.set_state(state)) for shard in shards]
+        ids, images, labels, second = (torch.cat([getattr(m, f) for m in mixed]) for f in FIELDS)
+        return Batch(ids, images, labels, batch.size, second, mixed[0].share)
+
+    for module in (Students, Coordinator):
+        monkeypatch.setattr(module, "forward", sharded(module.forward))
+    monkeypatch.setattr(Mixing, "__call__", of_shards)
+    alone = trainer_of("mixed", tmp_path)
+    walk(alone)
+    found = read_state(together / "mixed-0.safetensors").tensors
+    assert apart(found, alone.state_dict().tensors) < 1e-4
+
+
+@pytest.mark.parametrize("case", ["paper", "mean-in-double", "sync-in-double", "mixed"])
 def test_every_process_holds_the_same_bits(together: Path, case: str) -> None:
     first, second = ((together / f"{case}-{rank}.safetensors").read_bytes() for rank in range(WORLD))
     assert first == second

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mcd_cli.ladder.session import Session
 
 SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
+ADDED = {"calibration": None, "calibrated": False}  # left out at these defaults: an older manifest keeps its bytes
 MAX_BYTES = 2**25  # of the manifest
 
 
@@ -74,7 +75,9 @@ class Ladder:
     def document(self) -> dict[str, Any]:
         """What is stored, as plain values."""
         document: dict[str, Any] = _LADDER.dump_python(self, mode="json")
-        return document
+        for student in document["students"]:
+            student["exported"] = {format: _given(entry) for format, entry in student["exported"].items()}
+        return document | {"students": [_given(student) for student in document["students"]]}
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all; equal ladders are equal bytes. Raises RunFailed if that fails."""
@@ -128,6 +131,10 @@ class Ladder:
 
 
 _LADDER = TypeAdapter(Ladder)
+
+
+def _given(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ADDED or value != ADDED[key]}
 
 
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:

@@ -22,6 +22,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST = 10**18  # of a count; what is more is no count, and no float can show it
 MAX_CLASSES = 1_000_000
 MAX_SIDE = 2**14  # pixels
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 def check(right: bool, what: str) -> None:
@@ -94,10 +95,44 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """How good probabilities are: `nll`, the mean −log p of the label in nats; `ece`, a fraction.
+
+    ece: expected calibration error, the mean distance of confidence from accuracy over 15 bins.
+    """
+
+    nll: float
+    ece: float
+
+    def __post_init__(self) -> None:
+        check(self.nll >= 0, "nll must not be below 0")
+        check(0 <= self.ece <= 1, "ece must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature T, fitted on val, and the scores of softmax(z) (`raw`) and of softmax(z / T) (`scaled`).
+
+    raw, scaled: by split; "val" always, "test" where it was read (once, at the end of the run).
+    """
+
+    temperature: float
+    raw: dict[str, Score]
+    scaled: dict[str, Score]
+
+    def __post_init__(self) -> None:
+        low, high = MIN_TEMPERATURE, MAX_TEMPERATURE
+        check(low <= self.temperature <= high, f"temperature must lie in [{low:g}, {high:g}]")
+        check("val" in self.raw and "val" in self.scaled, "raw and scaled must have the scores on val")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportEntry:
     """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
 
-    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on.
+    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on. calibration: of the
+    file's logits before any division (float32: the student's own); calibrated: whether the file itself divides by
+    the temperature.
     """
 
     sha256: str
@@ -105,11 +140,14 @@ class ExportEntry:
     val: float
     num_val: int
     gate: Plain = field(default_factory=dict)
+    calibration: Calibration | None = None
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
         check(self.bytes > 0 and self.num_val > 0, "bytes and num_val must be above 0")
         check(0 <= self.val <= 1, "val must lie in [0, 1]")
+        check(self.calibration is not None or not self.calibrated, "a calibrated file has a calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +174,7 @@ class StudentEntry:
 
     sha256: of the weights file. macs: multiply-adds of one image. bytes: of that file, float32. exports: format
     -> relative path; exported: format -> what was found then. latency: hardware -> what was measured there.
+    calibration: None where an older mcd finished the run, or val was trained on.
     """
 
     name: str
@@ -149,6 +188,7 @@ class StudentEntry:
     latency: dict[str, tuple[Timing, ...]] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportEntry] = field(default_factory=dict)
+    calibration: Calibration | None = None
     home: Annotated[tuple[Path, DatasetEntry] | None, Field(exclude=True)] = field(
         default=None, init=False, repr=False, compare=False
     )  # set by `at` alone, neither stored nor read

@@ -102,9 +102,9 @@ class Ladder:
         """That student's network; see StudentEntry.load."""
         return self.student(name).load()
 
-    def session(self, name: str, threads: int = 1) -> Session:
+    def session(self, name: str, threads: int = 1, *, calibrated: bool = True) -> Session:
         """The exported student (or its int8 variant: `NAME.int8`) in onnxruntime; see Variant.session."""
-        return self.variant(name).session(threads)
+        return self.variant(name).session(threads, calibrated=calibrated)
 
     def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
         """The choice that `select` makes, with its reasons.

@@ -31,6 +31,11 @@ def check(right: bool, what: str) -> None:
         raise ValueError(what)
 
 
+def is_temperature(value: float) -> bool:
+    """Whether it is a number that a fit can have found."""
+    return MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
     """What the students were trained on; mean and std are of RGB in [0, 1]."""
@@ -121,8 +126,8 @@ class Calibration:
     scaled: dict[str, Score]
 
     def __post_init__(self) -> None:
-        low, high = MIN_TEMPERATURE, MAX_TEMPERATURE
-        check(low <= self.temperature <= high, f"temperature must lie in [{low:g}, {high:g}]")
+        within = f"temperature must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]"
+        check(is_temperature(self.temperature), within)
         check("val" in self.raw and "val" in self.scaled, "raw and scaled must have the scores on val")
 
 
@@ -130,9 +135,8 @@ class Calibration:
 class ExportEntry:
     """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
 
-    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on. calibration: of the
-    file's logits before any division (float32: the student's own); calibrated: whether the file itself divides by
-    the temperature.
+    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on. calibrated: whether the
+    file divides its logits by the student's temperature.
     """
 
     sha256: str
@@ -140,14 +144,12 @@ class ExportEntry:
     val: float
     num_val: int
     gate: Plain = field(default_factory=dict)
-    calibration: Calibration | None = None
     calibrated: bool = False
 
     def __post_init__(self) -> None:
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
         check(self.bytes > 0 and self.num_val > 0, "bytes and num_val must be above 0")
         check(0 <= self.val <= 1, "val must lie in [0, 1]")
-        check(self.calibration is not None or not self.calibrated, "a calibrated file has a calibration")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,16 +146,17 @@ def test_keys_of_later_versions_are_left_out_and_optional_ones_may_lack(tmp_path
 
 
 def test_calibration_is_kept_and_an_older_manifest_has_none(tmp_path: Path) -> None:
-    exported = {"onnx": EXPORTED | {"calibration": CALIBRATION, "calibrated": True}, "int8": EXPORTED}
+    exported = {"onnx": EXPORTED | {"calibrated": True}, "int8": EXPORTED}
     new, old = student("a", 9_000, 0.5, calibration=CALIBRATION, exported=exported), student("b", 8_000, 0.5)
     ladder = load_ladder(write(tmp_path, document(new, old)))
     first, second = ladder.students
     assert first.calibration is not None
     assert (first.calibration.temperature, first.calibration.scaled["test"].ece) == (2.5, 0.0625)
     assert first.exported["onnx"].calibrated
-    assert (second.calibration, first.exported["int8"].calibration) == (None, None)
+    assert (second.calibration, first.exported["int8"].calibrated) == (None, False)
     stored = ladder.document()["students"]
-    assert stored[0]["calibration"] == stored[0]["exported"]["onnx"]["calibration"] == CALIBRATION
+    assert stored[0]["calibration"] == CALIBRATION
+    assert stored[0]["exported"]["onnx"]["calibrated"] is True
     assert "calibration" not in stored[1]  # as the mcd that wrote it wrote it
     assert stored[0]["exported"]["int8"].keys() == EXPORTED.keys() | {"gate"}
     ladder.save(tmp_path)
@@ -252,7 +253,10 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         (_with(CALIBRATION | {"raw": {}}, "students", 0, "calibration"), "raw and scaled must have the scores on val"),
         (_with(CALIBRATION | {"raw": {"val": {"nll": -1, "ece": 0}}}, "students", 0, "calibration"), "nll must not be"),
         (_with(CALIBRATION | {"raw": {"val": {"nll": 1, "ece": 2}}}, "students", 0, "calibration"), "ece must lie in"),
-        (_with({"onnx": EXPORTED | {"calibrated": True}}, "students", 0, "exported"), "has a calibration"),
+        (
+            _with({"onnx": EXPORTED | {"calibrated": 1}}, "students", 0, "exported"),
+            "calibrated: input should be a valid b",
+        ),
     ],
 )
 def test_a_wrong_manifest_is_refused_in_one_line(

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small, write_whole
 from mcd_cli.ladder.budget import Budget, Choice, Limits, choose
-from mcd_cli.ladder.documents import FINITE, Plain, read
+from mcd_cli.ladder.documents import FINITE, Plain, read, without_defaults
 from mcd_cli.ladder.folder import MANIFEST
 from mcd_cli.ladder.latency import hardware_key, measure, recorded
 from mcd_cli.ladder.schema import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mcd_cli.ladder.session import Session
 
 SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
-ADDED = {"calibration": None, "calibrated": False}  # left out at these defaults: an older manifest keeps its bytes
+ADDED = {"calibration": None, "calibrated": False}  # of students and exports; left out at these defaults
 MAX_BYTES = 2**25  # of the manifest
 
 
@@ -76,8 +76,9 @@ class Ladder:
         """What is stored, as plain values."""
         document: dict[str, Any] = _LADDER.dump_python(self, mode="json")
         for student in document["students"]:
-            student["exported"] = {format: _given(entry) for format, entry in student["exported"].items()}
-        return document | {"students": [_given(student) for student in document["students"]]}
+            exported = student["exported"].items()
+            student["exported"] = {format: without_defaults(entry, ADDED) for format, entry in exported}
+        return document | {"students": [without_defaults(student, ADDED) for student in document["students"]]}
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all; equal ladders are equal bytes. Raises RunFailed if that fails."""
@@ -131,10 +132,6 @@ class Ladder:
 
 
 _LADDER = TypeAdapter(Ladder)
-
-
-def _given(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ADDED or value != ADDED[key]}
 
 
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:

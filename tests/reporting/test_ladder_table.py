@@ -23,7 +23,8 @@ def ladder() -> Ladder:
     bare = read(TypeAdapter(Ladder), json.dumps(MANIFEST))
     score = {"val": Score(nll=0.5, ece=0.25), "test": Score(nll=0.1234, ece=0.056)}
     calibration = Calibration(temperature=2.0, raw=score, scaled=score)
-    return replace(bare, students=(replace(bare.students[0], calibration=calibration), bare.students[1]))
+    first, second = bare.students
+    return replace(bare, students=(replace(first, calibration=calibration), replace(second, calibration=None)))
 
 
 def lines(ladder: Ladder, width: int, is_terminal: bool = True) -> list[list[str]]:

@@ -129,6 +129,7 @@ def export(
     int8: opt.Int8 = False,
     max_drop: opt.MaxDrop = 1.0,
     preprocess: opt.Preprocess = True,
+    calibrated: opt.Calibrated = False,
     out: opt.ExportFolder = None,
     data_root: opt.DataRoot = None,
     json_output: opt.Json = False,
@@ -148,6 +149,7 @@ def export(
         int8=int8,
         max_drop=max_drop,
         preprocess=preprocess,
+        calibrated=calibrated,
         data_root=data_root,
         json_output=json_output,
     )
@@ -162,13 +164,23 @@ def predict(
     student: opt.Student = None,
     top: opt.Top = 1,
     threads: opt.Threads = 1,
+    uncalibrated: opt.Uncalibrated = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
     """Label images with a student, chosen by name or by budget."""
     from mcd_cli.cli.predict import predict as label
 
-    label(images, run, student=student, top=top, threads=threads, json_output=json_output, **budget.limits())
+    label(
+        images,
+        run,
+        student=student,
+        top=top,
+        threads=threads,
+        calibrated=not uncalibrated,
+        json_output=json_output,
+        **budget.limits(),
+    )
 
 
 @app.command()

@@ -25,12 +25,14 @@ def export(
     int8: bool = False,
     max_drop: float = 1.0,
     preprocess: bool = True,
+    calibrated: bool = False,
     data_root: str | None = None,
     json_output: bool = False,
 ) -> None:
     """Export every student, or those in `students` (`NAME`, or `NAME.int8` for its int8 variant too).
 
-    max_drop: accuracy on val that int8 may lose, in percentage points. Raises GateRefused after the last student if
+    max_drop: accuracy on val that int8 may lose, in percentage points. calibrated: the files divide their logits by the
+    temperature, so that softmax of their output is calibrated. Raises GateRefused after the last student if
     a file does not compute what its model does, or if int8 loses more.
     """
     if format not in FORMATS:
@@ -40,10 +42,16 @@ def export(
     folder = find_run(run)
     ladder = load_ladder(folder)
     variants = [ladder.variant(name) for name in dict.fromkeys(students or [s.name for s in ladder.students])]
+    bare = [variant.student.name for variant in variants if calibrated and variant.student.calibration is None]
+    if bare:
+        raise UserError(
+            f"--calibrated: no temperature was fitted for {', '.join(bare)} (the run is of an older mcd, or trained on "
+            "val); export without it"
+        )
     as_int8 = {variant.student.name for variant in variants if int8 or variant.format == INT8}
     target = _writable(folder, out)
     dataset = load_training_data(ladder, folder, data_root, talk().print)
-    job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, max_drop / 100, talk().print)
+    job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, calibrated, max_drop / 100, talk().print)
     written: list[dict[str, Any]] = []
     refused: list[str] = []
     for student in {variant.student.name: variant.student for variant in variants}.values():

@@ -60,6 +60,9 @@ ExportedStudents = Annotated[
 Int8 = Annotated[bool, Option("--int8", help="Also export int8, unless it loses too much accuracy on val.")]
 MaxDrop = Annotated[float, Option(metavar="POINTS", help="Accuracy on val that int8 may lose, in percentage points.")]
 Preprocess = Annotated[bool, Option("--preprocess/--no-preprocess", help="Include input normalisation in the file.")]
+Calibrated = Annotated[
+    bool, Option("--calibrated", help="Divide the logits by the student's temperature inside the file.")
+]
 ExportFolder = Annotated[
     str | None, Option("--out", metavar="DIR", help="Folder for the files.", show_default="the run's exports/")
 ]
@@ -75,6 +78,9 @@ Student = Annotated[
     ),
 ]
 Top = Annotated[int, Option(metavar="N", min=1, help="Number of classes to print per image.")]
+Uncalibrated = Annotated[
+    bool, Option("--uncalibrated", help="Show raw probabilities: do not divide the logits by the temperature.")
+]
 
 # report
 ReportedRun = Annotated[str | None, Argument(metavar="DIR", help="Folder of a finished run.", show_default=_NEWEST)]

@@ -23,12 +23,14 @@ def predict(
     student: str | None = None,
     top: int = 1,
     threads: int = 1,
+    calibrated: bool = True,
     json_output: bool = False,
     **limits: Unpack[Limits],
 ) -> None:
     """Print the `top` classes of every image by a run's student: `student`, or the one that `select` chooses.
 
-    images: files, folders (including their subfolders) and patterns. Raises UserError before anything is printed:
+    images: files, folders (including their subfolders) and patterns. calibrated: probabilities are softmax(z / T)
+    where the student has a temperature, else softmax(z). Raises UserError before anything is printed:
     for an image that cannot be read, and for a student's name together with a budget.
     """
     if student is not None and any(limit is not None for limit in limits.values()):
@@ -37,14 +39,17 @@ def predict(
     ladder = load_ladder(find_run(run))
     variant = ladder.variant(student) if student else ladder.explain(budget, threads=threads).demand()
     paths = list(dict.fromkeys(path for image in images for path in image_files(image)))
-    guesses = _session(ladder, variant, threads).predict(paths, top)
-    talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on val")
+    temperature = variant.temperature if calibrated else None
+    guesses = _session(ladder, variant, threads, calibrated).predict(paths, top)
+    odds = "not calibrated" if temperature is None else f"at temperature {temperature:.3g}"
+    talk().print(f"{ladder.folder}: {variant.name}, {variant.val:.1%} on val; probabilities {odds}")
     if json_output:
         labelled = [
             {"path": path, "top": [{"label": g.label, "probability": g.probability} for g in best]}
             for path, best in zip(paths, guesses, strict=True)
         ]
-        print_json({"run": str(ladder.folder), "student": variant.name, "images": labelled})
+        about = {"run": str(ladder.folder), "student": variant.name, "temperature": temperature}
+        print_json(about | {"images": labelled})
         return
     console = results()
     drawn = table(console, "image", "label", "probability")
@@ -75,10 +80,10 @@ def image_files(image: str) -> Iterator[str]:
             yield from image_files(match) if Path(match).is_dir() else [match]
 
 
-def _session(ladder: Ladder, variant: Variant, threads: int) -> Session:
+def _session(ladder: Ladder, variant: Variant, threads: int, calibrated: bool) -> Session:
     """The exported file in onnxruntime, or the weights in torch if there is none."""
     if variant.file is not None or variant.format != FLOAT32:
-        return variant.session(threads)
+        return variant.session(threads, calibrated=calibrated)
     import torch
 
     torch.set_num_threads(threads)
@@ -89,4 +94,5 @@ def _session(ladder: Ladder, variant: Variant, threads: int) -> Session:
             logits: Logits = model(torch.from_numpy(images)).numpy()
         return logits
 
-    return Session(run, ladder.dataset.classes, ladder.dataset.input_shape)
+    temperature = variant.temperature if calibrated else None
+    return Session(run, ladder.dataset.classes, ladder.dataset.input_shape, temperature)

@@ -119,6 +119,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "bytes_of": variant.measured_by.lower(),
         "latency_ms": variant.latency_ms,
         "accuracy": accuracy,
+        "calibration": asdict(student.calibration) if variant.format == FLOAT32 and student.calibration else None,
         "on_front": candidate.on_front,
         "fits": candidate.fits,
         "misses": [asdict(miss) | {"excess": miss.excess} for miss in candidate.misses],

@@ -29,6 +29,7 @@ from mcd_cli.comparison.schema import (
 )
 from mcd_cli.comparison.statistics import LEVEL, RESAMPLES, Contrast, contrasts
 from mcd_cli.comparison.verdict import SUBJECT, Pair, Question, claimed, question_for, sentences, subjects_of
+from mcd_cli.ladder.schema import Calibration
 from mcd_cli.recipe.loading import lay_over
 from mcd_cli.recipe.schema import Recipe
 
@@ -226,7 +227,21 @@ def _student(row: Entry, name: str, vs_kd: Contrast | None) -> StudentResult:
         best_on_val=Spread.of(float(cell.chosen[name].mean()) for cell in row.cells),
         total_weight=sum(cell.total_weight[name] for cell in row.cells) / len(row.cells),
         vs_kd=vs_kd,
+        probabilities=_probabilities([cell.ladder.student(name).calibration for cell in row.cells]),
     )
+
+
+def _probabilities(calibrations: Sequence[Calibration | None]) -> dict[str, Spread]:
+    found = [c for c in calibrations if c is not None and "test" in c.scaled and "test" in c.raw]
+    if len(found) < len(calibrations):
+        return {}
+    scaled, raw = ([scores["test"] for scores in kind] for kind in ([c.scaled for c in found], [c.raw for c in found]))
+    return {
+        "nll": Spread.of(score.nll for score in scaled),
+        "ece": Spread.of(score.ece for score in scaled),
+        "raw_nll": Spread.of(score.nll for score in raw),
+        "raw_ece": Spread.of(score.ece for score in raw),
+    }
 
 
 def _is_cohort(row: Entry, base: Recipe) -> bool:

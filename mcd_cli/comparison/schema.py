@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from mcd_cli.comparison.plan import DOCUMENT
 from mcd_cli.comparison.statistics import Contrast
 from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import read_small, write_whole
-from mcd_cli.ladder.documents import FINITE, Plain, read
+from mcd_cli.ladder.documents import FINITE, Plain, read, without_defaults
 from mcd_cli.ladder.schema import TeacherEntry
 
 SCHEMA = 1  # fields that came later have defaults
@@ -80,12 +80,17 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentResult:
-    """A student of one contender: test accuracy at the last epoch and at its best on val."""
+    """A student of one contender: test accuracy at the last epoch and at its best on val.
+
+    probabilities: at its best on val, on test: `nll` (nats) and `ece` (a fraction) at the temperature that was fitted
+    on val, `raw_nll` and `raw_ece` without. Empty where a cell has no temperature.
+    """
 
     last: Spread
     best_on_val: Spread
     total_weight: float
     vs_kd: Contrast | None
+    probabilities: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,9 @@ class Document:
     def content(self) -> dict[str, Any]:
         """What is stored, as plain values."""
         content: dict[str, Any] = _DOCUMENT.dump_python(self, mode="json")
+        for contender in content["contenders"]:
+            students = contender["students"].items()
+            contender["students"] = {name: without_defaults(s, {"probabilities": {}}) for name, s in students}
         return content
 
     def save(self, folder: Path) -> None:

@@ -12,14 +12,16 @@ import mcd_cli
 from mcd_cli.data.dataset import Dataset
 from mcd_cli.data.loader import Loader
 from mcd_cli.engine.checkpoint import serialise
-from mcd_cli.engine.evaluation import predictions
+from mcd_cli.engine.evaluation import each_logits, predictions
+from mcd_cli.engine.events import InfoMessage, Listener
 from mcd_cli.engine.hardware import Hardware
 from mcd_cli.engine.results import Results, Weights
 from mcd_cli.engine.teacher import Teacher, about
 from mcd_cli.files import sha256_of, write_whole
+from mcd_cli.ladder.calibration import calibrate
 from mcd_cli.ladder.folder import PREDICTIONS, STUDENTS, RunFolder
 from mcd_cli.ladder.manifest import Ladder
-from mcd_cli.ladder.schema import Accuracy, DatasetEntry, StudentEntry, TeacherAccuracy, TeacherEntry
+from mcd_cli.ladder.schema import Accuracy, Calibration, DatasetEntry, StudentEntry, TeacherAccuracy, TeacherEntry
 from mcd_cli.methods.base import TEACHER
 from mcd_cli.models import build
 from mcd_cli.models.cost import profile
@@ -47,9 +49,11 @@ def write_ladder(
     teacher: Teacher,
     results: Results,
     hardware: Hardware,
+    emit: Listener,
 ) -> Ladder | None:
     """Evaluate on test (once, with all processes); write students/, the predictions and ladder.json.
 
+    Each student's temperature is fitted on val, unless it was trained on val; test is only scored with it.
     folder: None in a process that does not write; the result is then None.
     """
     dataset = loader.dataset
@@ -57,10 +61,12 @@ def write_ladder(
         part: dataset.labels[ids] for part, ids in splits(dataset).items() if part != "train"
     }
 
-    def accuracy(part: str, model: nn.Module, kind: str) -> float:
-        classes = predictions(model, loader, splits(dataset)[part])
+    def right(part: str, kind: str, classes: Tensor) -> float:
         predicted[f"{part}/{kind}"] = classes
         return int((classes == predicted[part]).sum()) / len(classes)
+
+    def accuracy(part: str, model: nn.Module, kind: str) -> float:
+        return right(part, kind, predictions(model, loader, splits(dataset)[part]))
 
     def student(name: str, weights: Weights) -> nn.Module:
         network = build(recipe.students[name], dataset.num_classes)
@@ -68,16 +74,22 @@ def write_ladder(
         return freeze(network, dataset.mean, dataset.std).to(loader.device)
 
     distilled, warm = results.distilled(), results.warm_started()
-    accuracies = {}
+    accuracies: dict[str, Accuracy] = {}
+    calibrations: dict[str, Calibration | None] = {}
     for name in recipe.students:
         best = student(name, distilled.best[name])
+        z = {part: each_logits(best, loader, splits(dataset)[part], lambda z: z) for part in ("val", "test")}
         accuracies[name] = Accuracy(
             ce=accuracy("test", student(name, warm[name]), f"ce/{name}") if name in warm else None,
             last=accuracy("test", student(name, distilled.last[name]), f"last/{name}"),
-            val=accuracy("val", best, f"best/{name}"),
-            test=accuracy("test", best, f"best/{name}"),
+            val=right("val", f"best/{name}", z["val"].argmax(dim=-1)),
+            test=right("test", f"best/{name}", z["test"].argmax(dim=-1)),
             gain_p=gain_p(predicted, name) if name in warm else None,
         )
+        if folder is not None and not recipe.train_on_val:
+            calibrations[name], remark = calibrate({p: (z[p].numpy(), predicted[p].numpy()) for p in z})
+            if remark:
+                emit(InfoMessage(f"{name}: {remark}"))
     teacher_accuracy = TeacherAccuracy(
         val=accuracy("val", teacher.network, TEACHER), test=accuracy("test", teacher.network, TEACHER)
     )
@@ -100,6 +112,7 @@ def write_ladder(
                 macs=cost.macs,
                 bytes=path.stat().st_size,
                 accuracy=accuracies[name],
+                calibration=calibrations.get(name),
             )
         )
     write_whole(folder / PREDICTIONS, serialise(predicted, {}))

@@ -167,7 +167,7 @@ class Run:
         """
         self._train(given or {})
         assert self.teacher is not None
-        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware)
+        return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware, self.emit)
 
     def start(self, until: str) -> Results:
         """Only the stages up to TEACHER or WARM_START: what other runs can take over."""

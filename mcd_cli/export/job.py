@@ -33,6 +33,7 @@ class ExportJob:
     target: Path
     in_run: bool  # the target is the run's own folder, so the manifest records the files
     preprocess: bool
+    calibrated: bool  # the files divide their logits by the student's temperature, which it then has
     max_drop: float
     say: Callable[[str], None]  # receives one line per file with the result of its check
 
@@ -45,7 +46,7 @@ def export_student(
 ) -> Iterator[dict[str, Any]]:
     """Export float32, then int8. Yields the JSON entry of each file that passes; failures are added to `refused`."""
     from mcd_cli.data.loader import plain
-    from mcd_cli.export.onnx_file import export_onnx
+    from mcd_cli.export.onnx_file import Divided, divide_logits, keep_onnx, to_onnx
     from mcd_cli.models.normalized import Normalized
 
     model = student.load()
@@ -57,14 +58,19 @@ def export_student(
     format = FLOAT32 if job.preprocess else NO_PREPROCESS
     path = job.path(student, format)
     network = model if job.preprocess else model.network
+    content = to_onnx(network, tuple(images.shape[1:]), _metadata(job, student))
+    if job.calibrated:
+        assert student.calibration is not None
+        temperature = student.calibration.temperature
+        network, content = Divided(network, temperature), divide_logits(content, temperature)
     job.target.mkdir(parents=True, exist_ok=True)
     try:
-        gate = export_onnx(network, images, labels, path, _metadata(job, student))
+        gate = keep_onnx(network, content, images, labels, path)
     except GateRefused as refusal:
         refused.append(str(refusal))
         _forget(job, student, format)
         return
-    job.say(f"{student.name}: {gate}")
+    job.say(f"{student.name}: {gate}{'; divides by its temperature' * job.calibrated}")
     yield _keep(job, student, format, gate.accuracy[1], gate.num_images, asdict(gate))
     if as_int8:
         yield from _export_int8(job, student, path, refused)
@@ -114,7 +120,14 @@ def _keep(
     from mcd_cli.files import sha256_of
 
     path = job.path(student, format)
-    entry = ExportEntry(sha256=sha256_of(path), bytes=path.stat().st_size, val=val, num_val=num_val, gate=gate)
+    entry = ExportEntry(
+        sha256=sha256_of(path),
+        bytes=path.stat().st_size,
+        val=val,
+        num_val=num_val,
+        gate=gate,
+        calibrated=job.calibrated,
+    )
 
     def with_export(old: StudentEntry) -> StudentEntry:
         if old.name != student.name:
@@ -167,6 +180,8 @@ def _metadata(job: ExportJob, student: StudentEntry) -> dict[str, object]:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "accuracy": asdict(student.accuracy),
+        "temperature": None if student.calibration is None else student.calibration.temperature,
+        "calibrated": False,  # whether the file itself divides its logits by the temperature
         "macs": student.macs,
         "recipe_sha256": job.ladder.recipe_sha256,
         "mcd": job.ladder.version,

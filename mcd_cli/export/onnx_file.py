@@ -48,14 +48,25 @@ class Gate:
         )
 
 
-def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, metadata: Mapping[str, object]) -> Gate:
-    """Write an ONNX file with input `images` [n, 3, H, W] float32, any n, and output `logits` [n, C].
+class Divided(nn.Module):
+    """A network's logits divided by a temperature: what a calibrated file computes."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits / self.temperature
+
+
+def keep_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor, path: Path) -> Gate:
+    """Write `content` to path if it computes what the model does.
 
     images, labels: real images in the model's input format, for the check. Raises GateRefused with the figures if
     the check fails; then no file is written.
     """
-    model = model.cpu().float().eval()
-    content = to_onnx(model, tuple(images.shape[1:]), metadata)
     gate = check_onnx(model, content, images.cpu(), labels.cpu())
     if not gate.passed:
         raise GateRefused(f"{path.name}: the exported file differs from the model: {gate}; no file is written")
@@ -64,7 +75,11 @@ def export_onnx(model: nn.Module, images: Tensor, labels: Tensor, path: Path, me
 
 
 def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[str, object]) -> bytes:
-    """One self-contained ONNX document, validated by onnx; each metadata value is stored as JSON."""
+    """One self-contained ONNX document with input `images` [n, 3, H, W] float32, any n, and output `logits` [n, C].
+
+    Validated by onnx; each metadata value is stored as JSON.
+    """
+    model = model.cpu().float().eval()
     example = torch.rand(2, *input_shape)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
@@ -88,6 +103,26 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[st
         part.doc_string = ""
     for key in sorted(metadata):
         document.metadata_props.add(key=key, value=json.dumps(metadata[key], sort_keys=True))
+    onnx.checker.check_model(document, full_check=True)
+    return bytes(document.SerializeToString(deterministic=True))
+
+
+def divide_logits(content: bytes, temperature: float) -> bytes:
+    """The same document with its logits divided by the temperature; its metadata then says `calibrated`.
+
+    One Div node after the last one: all others stay as they were, and so do the predicted classes. It is no operator
+    that is quantised, so an int8 file of this document has it in float32, too.
+    """
+    document = onnx.load_from_string(content)
+    graph = document.graph
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["raw_logits" if name == "logits" else name for name in names]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
+    graph.node.append(onnx.helper.make_node("Div", ["raw_logits", "temperature"], ["logits"], "calibration"))
+    for entry in document.metadata_props:
+        if entry.key == "calibrated":
+            entry.value = json.dumps(True)
     onnx.checker.check_model(document, full_check=True)
     return bytes(document.SerializeToString(deterministic=True))
 

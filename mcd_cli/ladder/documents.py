@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
@@ -21,6 +22,14 @@ def _finite(content: dict[str, Any]) -> dict[str, Any]:
 
 Plain = Annotated[dict[str, Any], AfterValidator(_finite)]
 """An object with any JSON in it, numbers finite."""
+
+
+def without_defaults(entry: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry without those fields of `added` (name → default) that are at their default.
+
+    For fields that came later: a document from before keeps its bytes when it is written again.
+    """
+    return {key: value for key, value in entry.items() if key not in added or value != added[key]}
 
 
 def read(adapter: TypeAdapter[T], content: bytes | str) -> T:

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small, write_whole
 from mcd_cli.ladder.budget import Budget, Choice, Limits, choose
-from mcd_cli.ladder.documents import FINITE, Plain, read
+from mcd_cli.ladder.documents import FINITE, Plain, read, without_defaults
 from mcd_cli.ladder.folder import MANIFEST
 from mcd_cli.ladder.latency import hardware_key, measure, recorded
 from mcd_cli.ladder.schema import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mcd_cli.ladder.session import Session
 
 SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
+ADDED = {"calibration": None, "calibrated": False}  # of students and exports; left out at these defaults
 MAX_BYTES = 2**25  # of the manifest
 
 
@@ -74,7 +75,10 @@ class Ladder:
     def document(self) -> dict[str, Any]:
         """What is stored, as plain values."""
         document: dict[str, Any] = _LADDER.dump_python(self, mode="json")
-        return document
+        for student in document["students"]:
+            exported = student["exported"].items()
+            student["exported"] = {format: without_defaults(entry, ADDED) for format, entry in exported}
+        return document | {"students": [without_defaults(student, ADDED) for student in document["students"]]}
 
     def save(self, folder: str | Path) -> None:
         """Write `ladder.json`, whole or not at all; equal ladders are equal bytes. Raises RunFailed if that fails."""
@@ -99,9 +103,9 @@ class Ladder:
         """That student's network; see StudentEntry.load."""
         return self.student(name).load()
 
-    def session(self, name: str, threads: int = 1) -> Session:
+    def session(self, name: str, threads: int = 1, *, calibrated: bool = True) -> Session:
         """The exported student (or its int8 variant: `NAME.int8`) in onnxruntime; see Variant.session."""
-        return self.variant(name).session(threads)
+        return self.variant(name).session(threads, calibrated=calibrated)
 
     def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
         """The choice that `select` makes, with its reasons.

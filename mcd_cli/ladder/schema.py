@@ -22,12 +22,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST = 10**18  # of a count; what is more is no count, and no float can show it
 MAX_CLASSES = 1_000_000
 MAX_SIDE = 2**14  # pixels
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 def check(right: bool, what: str) -> None:
     """Raises ValueError(what) unless right."""
     if not right:
         raise ValueError(what)
+
+
+def is_temperature(value: float) -> bool:
+    """Whether it is a number that a fit can have found."""
+    return MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +100,43 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """How good probabilities are: `nll`, the mean −log p of the label in nats; `ece`, a fraction.
+
+    ece: expected calibration error, the mean distance of confidence from accuracy over 15 bins.
+    """
+
+    nll: float
+    ece: float
+
+    def __post_init__(self) -> None:
+        check(self.nll >= 0, "nll must not be below 0")
+        check(0 <= self.ece <= 1, "ece must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature T, fitted on val, and the scores of softmax(z) (`raw`) and of softmax(z / T) (`scaled`).
+
+    raw, scaled: by split; "val" always, "test" where it was read (once, at the end of the run).
+    """
+
+    temperature: float
+    raw: dict[str, Score]
+    scaled: dict[str, Score]
+
+    def __post_init__(self) -> None:
+        within = f"temperature must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]"
+        check(is_temperature(self.temperature), within)
+        check("val" in self.raw and "val" in self.scaled, "raw and scaled must have the scores on val")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportEntry:
     """What was found when a file of `exports` was written: its sha256 and bytes, and its gate's figures.
 
-    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on.
+    val: the file's accuracy on val, a fraction of the `num_val` images that it was judged on. calibrated: whether the
+    file divides its logits by the student's temperature.
     """
 
     sha256: str
@@ -105,6 +144,7 @@ class ExportEntry:
     val: float
     num_val: int
     gate: Plain = field(default_factory=dict)
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
@@ -136,6 +176,7 @@ class StudentEntry:
 
     sha256: of the weights file. macs: multiply-adds of one image. bytes: of that file, float32. exports: format
     -> relative path; exported: format -> what was found then. latency: hardware -> what was measured there.
+    calibration: None where an older mcd finished the run, or val was trained on.
     """
 
     name: str
@@ -149,6 +190,7 @@ class StudentEntry:
     latency: dict[str, tuple[Timing, ...]] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     exported: dict[str, ExportEntry] = field(default_factory=dict)
+    calibration: Calibration | None = None
     home: Annotated[tuple[Path, DatasetEntry] | None, Field(exclude=True)] = field(
         default=None, init=False, repr=False, compare=False
     )  # set by `at` alone, neither stored nor read

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcd_cli.errors import UserError, reason_of
+from mcd_cli.ladder.schema import MAX_TEMPERATURE, MIN_TEMPERATURE, is_temperature
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,7 +24,7 @@ Logits = npt.NDArray[np.float32]  # [n, C]
 
 @dataclass(frozen=True)
 class Guess:
-    """A class and its softmax probability."""
+    """A class and its probability: softmax(z / T), or softmax(z) where there is no temperature."""
 
     label: str
     probability: float
@@ -33,12 +34,14 @@ class Guess:
 class Session:
     """A classifier ready to label image files.
 
-    run: RGB float32 [n, 3, H, W] in [0, 1] → raw logits [n, C], whatever normalisation it takes.
+    run: RGB float32 [n, 3, H, W] in [0, 1] → the file's logits [n, C], whatever normalisation it takes.
+    temperature: what `predict` divides them by, in addition to what a calibrated file has divided; None: as 1.
     """
 
     run: Callable[[Images], Logits]
     classes: tuple[str, ...]
     input_shape: tuple[int, int, int]  # 3, H, W
+    temperature: float | None = None
 
     def predict(self, images: str | Path | Sequence[str | Path], top: int = 1) -> list[list[Guess]]:
         """The `top` likeliest classes of each image file, best first.
@@ -49,10 +52,10 @@ class Session:
         guesses = []
         for start in range(0, len(paths), 64):
             logits = self.run(np.stack([self.read(path) for path in paths[start : start + 64]])).astype(np.float64)
-            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-            for row in odds / odds.sum(axis=1, keepdims=True):
-                best = np.argsort(-row, kind="stable")[:top]
-                guesses.append([Guess(self.classes[i], float(row[i])) for i in best])
+            odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / (self.temperature or 1.0))
+            for z, p in zip(logits, odds / odds.sum(axis=1, keepdims=True), strict=True):
+                best = np.argsort(-z, kind="stable")[:top]
+                guesses.append([Guess(self.classes[i], float(p[i])) for i in best])
         return guesses
 
     def read(self, path: str | Path) -> Images:
@@ -68,10 +71,12 @@ class Session:
         return pixels.astype(np.float32) / np.float32(255)
 
 
-def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> Session:
+def open_session(path: Path, *, threads: int = 1, sha256: str | None = None, calibrated: bool = True) -> Session:
     """An ONNX file that `mcd export` wrote; its metadata holds all that is needed.
 
-    Raises UserError when it cannot be read, has a different sha256 than expected, or was not written by `mcd export`.
+    calibrated: predict softmax(z / T), z the raw logits, where the file knows its temperature T; else softmax(z), also
+    of a file that divides by T itself. Raises UserError when it cannot be read, has a different sha256 than expected,
+    or was not written by `mcd export`.
     """
     try:
         content = path.read_bytes()
@@ -86,12 +91,19 @@ def open_session(path: Path, *, threads: int = 1, sha256: str | None = None) -> 
         mean, std = (np.array(about[key], dtype=np.float32).reshape(1, 3, 1, 1) for key in ("mean", "std"))
     except (KeyError, ValueError, TypeError):
         raise UserError(f"{path} was not written by `mcd export`: it has no class names or preprocessing") from None
+    temperature, has_divided = about.get("temperature"), about.get("calibrated") is True
+    if temperature is not None and not (type(temperature) in (int, float) and is_temperature(temperature)):
+        raise UserError(f"{path}: its temperature is not a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
+    if temperature is not None and not calibrated:
+        temperature = 1 / temperature
+    if calibrated == has_divided:
+        temperature = None  # its logits are as wanted
 
     def run(images: Images) -> Logits:
         (logits,) = session.run(["logits"], {"images": images if inside else (images - mean) / std})
         return np.asarray(logits, dtype=np.float32)
 
-    return Session(run, classes, (shape[0], shape[1], shape[2]))
+    return Session(run, classes, (shape[0], shape[1], shape[2]), temperature)
 
 
 def cpu_session(file: Path | bytes, threads: int, name: str = "the ONNX file") -> onnxruntime.InferenceSession:

@@ -35,6 +35,11 @@ class Variant:
         return self.student.accuracy.val if self.format == FLOAT32 else self.student.exported[self.format].val
 
     @property
+    def temperature(self) -> float | None:
+        """What its raw logits are divided by, int8 or not; None where none was fitted."""
+        return None if self.student.calibration is None else self.student.calibration.temperature
+
+    @property
     def file(self) -> Path | None:
         """Its ONNX file; None while it is not exported."""
         if self.student.home is None or self.format not in self.student.exports:
@@ -59,12 +64,15 @@ class Variant:
             raise UserError(f"{self.name} is not exported; write it: mcd export{run} --student {self.name}")
         return self.file
 
-    def session(self, threads: int = 1) -> Session:
-        """Its ONNX file in onnxruntime, with preprocessing and class names. Raises UserError while there is none."""
+    def session(self, threads: int = 1, *, calibrated: bool = True) -> Session:
+        """Its ONNX file in onnxruntime, with preprocessing and class names. Raises UserError while there is none.
+
+        calibrated: its probabilities are softmax(z / T) where it has a temperature T, else softmax(z).
+        """
         from mcd_cli.ladder.session import open_session
 
         sha256 = self.student.exported[self.format].sha256 if self.format in self.student.exported else None
-        return open_session(self.onnx(), threads=threads, sha256=sha256)
+        return open_session(self.onnx(), threads=threads, sha256=sha256, calibrated=calibrated)
 
 
 def variants(student: StudentEntry) -> tuple[Variant, ...]:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.manifest import Ladder
+from mcd_cli.ladder.schema import StudentEntry
 from mcd_cli.quantities import show_count, show_size
 from mcd_cli.reporting.console import print_json, results, table
 
+SCORES = ("NLL", "ECE")
+SCORES_ARE = "NLL (nats) and ECE (15 bins): on test, at the temperature that was fitted on val"
 Z95 = 1.96  # standard errors: 95 % of a normal distribution
 
 
 def ladder_table(ladder: Ladder, console: Console) -> Table:
-    """The ladder as people compare it; accuracies on the test set, ± is 95 %."""
+    """The ladder as people compare it; accuracies on the test set, ± is 95 %. With NLL and ECE where they fit."""
+    drawn = _with_columns(ladder, console, scored=True)
+    needed = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
+    return drawn if needed <= console.width else _with_columns(ladder, console, scored=False)
+
+
+def _with_columns(ladder: Ladder, console: Console, *, scored: bool) -> Table:
     warm_start = "CE\n(warm start)" if console.is_terminal else "CE (warm start)"  # 80 columns are enough
-    drawn = table(console, "student", "MACs", "params", "bytes", warm_start, ladder.method, "gain")
+    drawn = table(console, "student", "MACs", "params", "bytes", warm_start, ladder.method, "gain", *SCORES * scored)
     for column in drawn.columns:
         column.no_wrap = True
     for student in ladder.students:
@@ -32,8 +42,15 @@ def ladder_table(ladder: Ladder, console: Console) -> Table:
             "-" if accuracy.ce is None else f"{accuracy.ce:.1%}",
             f"{accuracy.test:.1%} ± {100 * error:.1f}",
             "-" if accuracy.ce is None else shown_gain(accuracy.test - accuracy.ce, accuracy.gain_p),
+            *shown_scores(student, "{:.1%}".format, "-") * scored,
         )
     return drawn
+
+
+def shown_scores(student: StudentEntry, show: Callable[[float], str], missing: str) -> tuple[str, str]:
+    """NLL and ECE on test of the calibrated probabilities; show: of a fraction."""
+    score = None if student.calibration is None else student.calibration.scaled.get("test")
+    return (missing, missing) if score is None else (f"{score.nll:.3f}", show(score.ece))
 
 
 def caption(ladder: Ladder) -> str:
@@ -66,5 +83,8 @@ def print_ladder(ladder: Ladder, json_output: bool) -> None:
         print_json(ladder.document() | {"run": str(ladder.folder)})
         return
     console = results()
-    console.print(ladder_table(ladder, console))
+    drawn = ladder_table(ladder, console)
+    console.print(drawn)
     console.print(caption(ladder))
+    if str(drawn.columns[-1].header) == SCORES[-1]:
+        console.print(SCORES_ARE)

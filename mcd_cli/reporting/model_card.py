@@ -9,7 +9,15 @@ from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import EpochRecord, degenerate, last_of_stage
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry
 from mcd_cli.quantities import show_count, show_ms, show_percent, show_size
-from mcd_cli.reporting.ladder_table import Z95, caption, shown_gain, standard_error
+from mcd_cli.reporting.ladder_table import (
+    SCORES,
+    SCORES_ARE,
+    Z95,
+    caption,
+    shown_gain,
+    shown_scores,
+    standard_error,
+)
 from mcd_cli.reporting.style import loss_label
 from mcd_cli.reporting.table import Grid
 
@@ -24,7 +32,7 @@ class Section:
 
 def students(ladder: Ladder) -> Section:
     """What each costs and reaches."""
-    head = ("student", "architecture", "MACs", "params", "bytes", "CE (warm start)", "test", "gain", "V")
+    head = ("student", "architecture", "MACs", "params", "bytes", "CE (warm start)", "test", "gain", "V", *SCORES)
     rows = []
     for s in ladder.students:
         num_test = ladder.dataset.sizes.get("test")
@@ -33,16 +41,41 @@ def students(ladder: Ladder) -> Section:
         gain = "–" if ce is None else shown_gain(s.accuracy.test - ce, s.accuracy.gain_p)
         costs = (show_count(s.macs), show_count(s.params, 3), show_size(s.bytes, 3))
         start = "–" if ce is None else show_percent(ce)
-        rows.append(
-            (s.name, s.arch, *costs, start, show_percent(s.accuracy.test) + error, gain, show_percent(s.accuracy.val))
-        )
+        reached = (start, show_percent(s.accuracy.test) + error, gain, show_percent(s.accuracy.val))
+        rows.append((s.name, s.arch, *costs, *reached, *shown_scores(s, show_percent, "–")))
     notes = "MACs: multiply-adds of convolutions and linear layers for one image. Bytes: the float32 weights file. "
-    return Section("Students", (Grid(head, tuple(rows)), notes + caption(ladder) + "."))
+    return Section("Students", (Grid(head, tuple(rows)), f"{notes}{caption(ladder)}. {SCORES_ARE}."))
+
+
+def calibration(ladder: Ladder) -> Section:
+    """Each student's temperature, and what it does to the probabilities."""
+    head = ("student", "temperature", "NLL on val", "NLL on test", "ECE on val", "ECE on test")
+    rows = []
+    for s in ladder.students:
+        c = s.calibration
+        if c is None:
+            continue
+        both = {part: (c.raw[part], c.scaled[part]) for part in ("val", "test") if part in c.raw and part in c.scaled}
+        nll = {part: f"{raw.nll:.3f} → {scaled.nll:.3f}" for part, (raw, scaled) in both.items()}
+        ece = {part: f"{show_percent(raw.ece)} → {show_percent(scaled.ece)}" for part, (raw, scaled) in both.items()}
+        rows.append(
+            (s.name, f"{c.temperature:.3g}", nll["val"], nll.get("test", "–"), ece["val"], ece.get("test", "–"))
+        )
+    if not rows:
+        return Section(
+            "Calibration",
+            ("No temperature was fitted (the run is of an older mcd, or trained on val): probabilities are raw.",),
+        )
+    note = (
+        "From softmax(z) to softmax(z / T) of the logits z. The temperature T minimises the NLL on val (Guo et al. "
+        "2017) and changes no predicted class; test was only scored with it. An int8 file has the same temperature."
+    )
+    return Section("Calibration", (Grid(head, tuple(rows)), note))
 
 
 def exports(ladder: Ladder) -> Section:
     """Which ONNX files passed which gate."""
-    head = ("file", "bytes", "judged on", "accuracy", "against the float32 model", "sha256")
+    head = ("file", "bytes", "judged on", "accuracy", "against the float32 model", "logits", "sha256")
     rows = tuple(
         (
             s.exports[format].rpartition("/")[2],
@@ -50,6 +83,7 @@ def exports(ladder: Ladder) -> Section:
             f"{e.num_val:,} images of val",
             show_percent(e.val),
             _gate(e),
+            "divided by T" if e.calibrated else "raw",
             e.sha256[:12],
         )
         for s in ladder.students
@@ -167,6 +201,7 @@ def card(ladder: Ladder) -> list[Section]:
     return [
         Section("What this is", (about, f"Classes: {classes}.")),
         students(ladder),
+        calibration(ladder),
         Section("Use", tuple(_use(ladder, shape))),
         Section("Training", (trained,)),
         exports(ladder),
@@ -186,9 +221,15 @@ def _teacher(ladder: Ladder) -> str:
 
 
 def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
+    odds = (
+        "Probabilities are calibrated on val, for images like those: divide raw logits by the temperature above, as "
+        "`mcd predict` does."
+        if any(s.calibration is not None for s in ladder.students)
+        else "The probabilities are not calibrated."
+    )
     yield (
         f"For images of exactly these classes, framed as in {ladder.dataset.name}. Every image is given one "
-        "of the classes, even if it shows none of them, and the probabilities are not calibrated."
+        f"of the classes, even if it shows none of them. {odds}"
     )
     run = "RUN" if ladder.folder is None else ladder.folder.name
     yield (
@@ -201,7 +242,10 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
 
 def _limits(ladder: Ladder) -> Iterator[str]:
     yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
-    yield "V chose each student's checkpoint (and trained C-NET, where there is one): its accuracies are optimistic."
+    yield (
+        "val chose each student's checkpoint and temperature (and trained C-NET, where there is one): its figures are "
+        "optimistic."
+    )
     yield "The test set was read once, at the end; int8 files are judged on val only."
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
         yield "The teacher may have been trained on images of val, so V may flatter what follows it closely."

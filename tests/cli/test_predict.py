@@ -43,9 +43,11 @@ def test_labels_are_those_of_the_model(
         shutil.rmtree(run / "exports")
     predict(["a.png", "b.png", "[c-e].png", "more"], run, student=NAME, top=3, json_output=True)
     document = json.loads(capsys.readouterr().out)
+    (student,) = json.loads((run / "ladder.json").read_text())["students"]
+    assert document["temperature"] == student["calibration"]["temperature"]
     assert (document["run"], document["student"]) == (str(run), NAME)
     assert [Path(entry["path"]).stem for entry in document["images"]] == list("abcdefghij")
-    odds = load_ladder(run).load(NAME)(images / 255.0).softmax(dim=1)
+    odds = (load_ladder(run).load(NAME)(images / 255.0) / document["temperature"]).softmax(dim=1)
     for entry, expected in zip(document["images"], odds, strict=True):
         values, classes = expected.topk(3)
         assert [guess["label"] for guess in entry["top"]] == [str(int(c)) for c in classes]

@@ -147,6 +147,20 @@ def test_a_document_is_read_as_it_was_written(whole: Path, tmp_path: Path, folde
     assert (tmp_path / "comparison.json").read_bytes() == (written / "comparison.json").read_bytes()
 
 
+def test_nll_and_ece_are_those_of_the_cells(whole: Path) -> None:
+    document = json.loads((whole / "comparison.json").read_text())
+    (kd,) = [row for row in document["contenders"] if row["name"] == "kd"]
+    scores = [
+        {s["name"]: s["calibration"] for s in json.loads((whole / cell / "ladder.json").read_text())["students"]}
+        for cell in kd["cells"]
+    ]
+    for name, student in kd["students"].items():
+        found = student["probabilities"]
+        for key, kind, score in (("nll", "scaled", "nll"), ("raw_nll", "raw", "nll"), ("ece", "scaled", "ece")):
+            assert found[key]["values"] == [cell[name][kind]["test"][score] for cell in scores]
+        assert found["nll"]["mean"] == pytest.approx(sum(found["nll"]["values"]) / 2)
+
+
 def test_a_damaged_document_is_told_in_one_line(tmp_path: Path) -> None:
     content = json.loads((GOLDEN / "comparison.json").read_text())
     damaged = [b"", b"[]", b"{", b"[" * 100_000, b'{"schema": NaN}']

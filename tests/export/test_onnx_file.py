@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mcd_cli.cli.export import export
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export.onnx_file import check_onnx, export_onnx, to_onnx
+from mcd_cli.export.onnx_file import check_onnx, keep_onnx, to_onnx
 from mcd_cli.ladder.manifest import Ladder, load_ladder
 from mcd_cli.ladder.session import open_session
 from mcd_cli.models import build
@@ -59,7 +59,7 @@ def test_the_gate_refuses_and_leaves_no_file(tmp_path: Path) -> None:
     x = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(80, dtype=torch.int64)
     with pytest.raises(GateRefused, match="differs from the model"):
-        export_onnx(Drifting(), x, y, tmp_path / "a.onnx", {})
+        keep_onnx(Drifting(), to_onnx(Drifting(), (3, 8, 8), {}), x, y, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
     gate = check_onnx(Drifting(), to_onnx(Drifting(), (3, 8, 8), {}), x, y)
     assert gate.difference == pytest.approx(0.001 * float(x.flatten(1)[:, :4].max()), rel=1e-3)

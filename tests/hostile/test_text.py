@@ -25,6 +25,7 @@ from mcd_cli.recipe.loading import MAX_BYTES, load_recipe, parse_recipe, parse_s
 from mcd_cli.recipe.schema import Recipe, name_students
 from mcd_cli.reporting.console import talk
 from mcd_cli.reporting.ladder_table import caption, ladder_table
+from mcd_cli.reporting.model_card import calibration, to_markdown
 from support import ROOT
 from support.hostile import (
     NASTY_NUMBERS,
@@ -155,6 +156,7 @@ def use_ladder(folder: Path) -> None:
     ladder.save(folder / "again")
     assert load_ladder(folder / "again") == ladder
     talk().print(ladder_table(ladder, talk()))
+    to_markdown("", [calibration(ladder)])
     caption(ladder)
 
 

@@ -51,6 +51,14 @@ def student(name: str, macs: int, val: float, **more: Any) -> dict[str, Any]:
     return entry | more
 
 
+CALIBRATION = {
+    "temperature": 2.5,
+    "raw": {"val": {"nll": 1.5, "ece": 0.25}, "test": {"nll": 1.75, "ece": 0.5}},
+    "scaled": {"val": {"nll": 0.5, "ece": 0.03125}, "test": {"nll": 0.625, "ece": 0.0625}},
+}
+EXPORTED = {"sha256": "1" * 64, "bytes": 9, "val": 0.5, "num_val": 8}
+
+
 def document(*students: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A manifest written by hand, not by the code under test."""
     content: dict[str, Any] = {
@@ -137,6 +145,24 @@ def test_keys_of_later_versions_are_left_out_and_optional_ones_may_lack(tmp_path
     assert (ladder.students[0].latency, ladder.students[0].exported) == ({}, {})
 
 
+def test_calibration_is_kept_and_an_older_manifest_has_none(tmp_path: Path) -> None:
+    exported = {"onnx": EXPORTED | {"calibrated": True}, "int8": EXPORTED}
+    new, old = student("a", 9_000, 0.5, calibration=CALIBRATION, exported=exported), student("b", 8_000, 0.5)
+    ladder = load_ladder(write(tmp_path, document(new, old)))
+    first, second = ladder.students
+    assert first.calibration is not None
+    assert (first.calibration.temperature, first.calibration.scaled["test"].ece) == (2.5, 0.0625)
+    assert first.exported["onnx"].calibrated
+    assert (second.calibration, first.exported["int8"].calibrated) == (None, False)
+    stored = ladder.document()["students"]
+    assert stored[0]["calibration"] == CALIBRATION
+    assert stored[0]["exported"]["onnx"]["calibrated"] is True
+    assert "calibration" not in stored[1]  # as the mcd that wrote it wrote it
+    assert stored[0]["exported"]["int8"].keys() == EXPORTED.keys() | {"gate"}
+    ladder.save(tmp_path)
+    assert load_ladder(tmp_path) == ladder
+
+
 def test_a_file_does_not_say_where_it_lies(tmp_path: Path) -> None:
     entry = student("a", 10_000, 0.5, home=["/etc", document()["dataset"]])
     content = document(entry, folder="/etc")
@@ -213,6 +239,24 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         (_with([3, 0, 16], "dataset", "input_shape"), "input_shape must be above 0"),
         (_with("yesterday", "created"), "created is not an ISO 8601 time"),
         (_with(5, "created"), "created: input should be a valid string"),
+        *[
+            (_with(CALIBRATION | {"temperature": t}, "students", 0, "calibration"), why)
+            for t, why in [
+                (0, r"\[0\].calibration: temperature must lie in \[0.001, 1000\]"),
+                (-1.5, "temperature must lie in"),
+                (1e300, "temperature must lie in"),
+                (None, "calibration.temperature: input should be a valid number"),
+                ("2", "calibration.temperature: input should be a valid number"),
+                (float("nan"), "damaged"),
+            ]
+        ],
+        (_with(CALIBRATION | {"raw": {}}, "students", 0, "calibration"), "raw and scaled must have the scores on val"),
+        (_with(CALIBRATION | {"raw": {"val": {"nll": -1, "ece": 0}}}, "students", 0, "calibration"), "nll must not be"),
+        (_with(CALIBRATION | {"raw": {"val": {"nll": 1, "ece": 2}}}, "students", 0, "calibration"), "ece must lie in"),
+        (
+            _with({"onnx": EXPORTED | {"calibrated": 1}}, "students", 0, "exported"),
+            "calibrated: input should be a valid b",
+        ),
     ],
 )
 def test_a_wrong_manifest_is_refused_in_one_line(

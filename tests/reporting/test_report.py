@@ -19,6 +19,7 @@ from mcd_cli.cli.report import report
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.manifest import Ladder, load_ladder
 from mcd_cli.ladder.metrics import read_metrics
+from mcd_cli.reporting.model_card import card, to_markdown
 from mcd_cli.reporting.plots import draw, ladder_figure, training_figure
 from support.runs import tiny_recipe, train
 
@@ -133,17 +134,35 @@ def test_the_card(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     shutil.copytree(deployed, run)
     report(run, json_output=True)
     document = json.loads(capsys.readouterr().out)
-    card = Path(document["card"]).read_text(encoding="utf-8")
-    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == [
-        "What this is", "Students", "Use", "Training", "Exports", "Latencies", "Limits"
+    text = Path(document["card"]).read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "What this is", "Students", "Calibration", "Use", "Training", "Exports", "Latencies", "Limits"
     ]  # fmt: skip
     student = load_ladder(run).students[0]
-    assert student.exported["int8"].sha256[:12] in card
-    assert "0 changed" in card
-    assert re.search(r"(slower|faster): [\d.]+[um]s for", card)
-    widths = {line.count("|") for line in card.splitlines() if line.startswith("| resnet10-xxs |")}
-    assert widths <= {7, 10}
+    assert student.exported["int8"].sha256[:12] in text
+    assert "0 changed" in text
+    assert re.search(r"(slower|faster): [\d.]+[um]s for", text)
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| resnet10-xxs |")}
+    assert widths <= {7, 12}
+    calibration = student.calibration
+    assert calibration is not None
+    (row,) = re.findall(r"^\| resnet10-xxs \| [\d.]+ \| .* → .*$", text, re.MULTILINE)
+    raw, scaled = calibration.raw["test"], calibration.scaled["test"]
+    assert f" {raw.nll:.3f} → {scaled.nll:.3f} |" in row
+    assert f" {100 * raw.ece:.1f} % → {100 * scaled.ece:.1f} % |" in row
+    assert f"| {scaled.nll:.3f} | {100 * scaled.ece:.1f} % |" in text
+    assert "| raw |" in text  # the exported logits
     assert "ce has no coordinator" in Path(document["page"]).read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_run_of_before(ladder: Ladder) -> None:
+    """Its probabilities were never calibrated: dashes, and a line that says so."""
+    old = replace(ladder, students=tuple(replace(s, calibration=None) for s in ladder.students))
+    text = to_markdown("", card(old))
+    assert "| – | – |" in text
+    assert "No temperature was fitted" in text
+    assert "The probabilities are not calibrated." in text
+    assert "The probabilities are not calibrated." not in to_markdown("", card(ladder))
 
 
 def test_hostile_names_are_text(ladder: Ladder, tmp_path: Path) -> None:

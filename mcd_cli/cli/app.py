@@ -67,6 +67,18 @@ def compare(options: opt.CompareOptions) -> None:
 
 
 @app.command()
+@expand
+def tune(options: opt.TuneOptions) -> None:
+    """Choose the recipe's most important values on val, in short runs.
+
+    One key after another, with the smallest students. Writes tuned.toml, a recipe for `mcd distill`.
+    """
+    from mcd_cli.cli.tune import tune as run
+
+    run(options)
+
+
+@app.command()
 def profile(
     archs: opt.Archs = None,
     input_shape: opt.InputShape = opt.INPUT_SHAPE,

@@ -18,7 +18,7 @@ from mcd_cli.cli.distill import (
     run_options,
     with_checkpoint_interval,
 )
-from mcd_cli.cli.options import SEEDS, CompareOptions
+from mcd_cli.cli.options import SEEDS, CompareOptions, TrainingOptions
 from mcd_cli.errors import Interrupted, McdError, UserError
 from mcd_cli.ladder.folder import LADDER_PLOT, LOG, MANIFEST, make_folder, next_folder
 from mcd_cli.methods import papers_methods
@@ -114,7 +114,7 @@ def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
         raise UserError("--paper: the paper has no results for this data set, teacher and students")
     view = View(quiet=options.quiet)
     try:
-        comparison = Comparison(plan, folder, _engine(options, view), view)
+        comparison = Comparison(plan, folder, training_engine(options, view), view)
         if comparison.to_train:
             cost = comparison.estimate()
             _print_estimate(comparison, cost, view)
@@ -130,7 +130,8 @@ def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
     view.say(f"the comparison is in {folder}")
 
 
-def _engine(options: CompareOptions, view: View) -> Engine:
+def training_engine(options: TrainingOptions, view: View) -> Engine:
+    """What trains a cell: recipe and folder → run."""
     from mcd_cli.engine.run import Run
     from mcd_cli.ladder.folder import RunFolder
 

@@ -252,5 +252,32 @@ class CompareOptions(TrainingOptions):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TrainingOptions):
+    """The options of `mcd tune`."""
+
+    method: Annotated[
+        str | None,
+        Option(metavar="NAME", help="Method whose keys are tuned.", autocompletion=METHODS.complete),
+    ] = None
+    grid: Annotated[
+        list[str] | None,
+        Option(
+            metavar="KEY=VALUE,…",
+            help="Values to try for a key of the recipe; repeatable, tuned in this order.",
+            show_default="total, λ, τ and weight decay",
+        ),
+    ] = None
+    pilots: Annotated[int, Option(metavar="N", min=1, help="Number of students, the smallest first, to tune with.")] = 2
+    pilot_epochs: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="Epochs of a run.", show_default="a fifth of the recipe's, at least 5"),
+    ] = None
+    seeds: Annotated[str, Option(metavar="N,…", help="Seeds: 0,1,2 or 0-4.")] = "0"
+
+    def recipe_changes(self) -> dict[str, Any]:
+        return super().recipe_changes() | _given({"method": self.method})
+
+
 def _given(changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changes.items() if value is not None}

@@ -150,7 +150,7 @@ def test_a_hostile_temperature_in_a_file(runs: dict[str, Path], tmp_path: Path, 
         if entry.key == "temperature":
             entry.value = bad
     onnx.save(document, tmp_path / "a.onnx")
-    with pytest.raises(UserError, match=r"a.onnx: its temperature is no number from 0.001 to 1000"):
+    with pytest.raises(UserError, match=r"a.onnx: its temperature is not a number from 0.001 to 1000"):
         open_session(tmp_path / "a.onnx")
 
 

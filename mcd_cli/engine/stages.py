@@ -28,11 +28,11 @@ class StagePlan:
     coordinator: CoordinatorSection
     seed: int
     learned: bool = False  # a C-NET sets the weights of the losses
-    on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
+    on_val: bool = False  # also trains on val, so no checkpoint is chosen on it: the last epoch counts
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
-    """The teacher where the run trains it, the warm start, then the method's own stages. Raises UserError."""
+    """The teacher if the run trains it, the warm start, then the method's own stages. Raises UserError."""
     method = METHODS.load(recipe.method)(recipe.distill)
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:

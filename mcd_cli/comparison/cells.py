@@ -45,7 +45,7 @@ class Trained:
     chosen: Mapping[str, Right]
     labels: npt.NDArray[np.int64]
     total_weight: Mapping[str, float]  # mean over the training
-    updates: int  # of each C-NET; 0 where there is none
+    updates: int  # of each C-NET; 0 without one
     seconds: float | None  # of the method's own stages; None if not measured
     borrowed: tuple[str, ...]  # students whose results were reused from kd's cell
 
@@ -76,7 +76,7 @@ class EpochTimer:
 
 
 def owners(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
-    """(contender, seed) → the cell that is trained for it: the first that is equal by definition."""
+    """(contender, seed) → the cell that is trained for it: the first of those that are equal by definition."""
     first: dict[tuple[str, int], Cell] = {}
     for cell in cells:
         first.setdefault((cell.identity, cell.seed), cell)

@@ -109,7 +109,7 @@ class Run:
         self.live: Trainer  # of the current stage
 
     def _find_teacher(self) -> Teacher | None:
-        """The teacher from a file or from the cache, if any; a resumed run keeps the teacher that it started with."""
+        """The teacher from a file or from the cache; None if the run trains it. A resumed run keeps its choice."""
         sha256 = None
         if self.state is not None:
             with state_of_another():

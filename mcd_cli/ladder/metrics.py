@@ -117,7 +117,7 @@ def leading(names: Sequence[str]) -> str:
 
 
 def degenerate(record: EpochRecord) -> Iterator[str]:
-    """Warnings that C-NET acts as a learning rate: one line per student with equal weights near a limit for all images.
+    """Warnings that C-NET acts as a learning rate: one line per student whose weights are alike and near a limit.
 
     Normalised weights have a fixed total, so they cannot act as a learning rate.
     """

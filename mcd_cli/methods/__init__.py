@@ -1,6 +1,6 @@
 """The methods by name. A method is defined in two places: its class (see base.py) and its row here. No torch.
 
-To add a method: one class in a file, and one row below; an option of its own goes into settings.py, too.
+To add a method: one class in a file, and one row below; a new option goes into settings.py, too.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_the_card(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     student = load_ladder(run).students[0]
     assert student.exported["int8"].sha256[:12] in card
     assert "0 changed" in card
-    assert re.search(r"(slower|faster): [\d.]+[um]s for", card)
+    assert re.search(r"(slower|faster): [\d.]+[um]s instead of", card)
     widths = {line.count("|") for line in card.splitlines() if line.startswith("| resnet10-xxs |")}
     assert widths <= {7, 10}
     assert "ce has no coordinator" in Path(document["page"]).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Run an exported student as on a device, with onnxruntime, numpy and the ONNX file alone: no torch, no mcd.
+"""Run an exported student as on a device, with only onnxruntime, numpy and the ONNX file: no torch, no mcd.
 
 Run the demo and `mcd export` first, then
 `python examples/predict_with_onnxruntime.py "$(mcd select --quiet --print onnx)"`

@@ -32,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: object) -> str:
-    """What somebody else's exception says, on one line; its type where it says nothing."""
+    """The message of another library's exception, on one line; its type if it has no message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Tables of what has a name: torch-free rows, each of which names a "module:attribute" to import on demand."""
+"""Tables of named things: torch-free rows, each with a "module:attribute" that is imported on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Table(Mapping[str, R], Generic[R]):
         return len(self._rows)
 
     def register(self, name: str, row: R) -> None:
-        """Add a row, for example a method of your own; raises ValueError where the name is taken."""
+        """Add a row, for example a method of your own; raises ValueError if the name is taken."""
         if name in self._rows:
             raise ValueError(f"{self.kind} {name!r} is registered already")
         self._rows[name] = row
@@ -58,5 +58,5 @@ class Table(Mapping[str, R], Generic[R]):
         return getattr(import_module(module), attribute)
 
     def complete(self, incomplete: str) -> list[str]:
-        """The names that begin so, for the shell's completion."""
+        """The names that begin with `incomplete`, for the shell's completion."""
         return [name for name in self._rows if name.startswith(incomplete)]

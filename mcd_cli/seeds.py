@@ -16,7 +16,7 @@ def seed_of(*key: int | str) -> int:
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose stream depends on the key alone."""
+    """A CPU generator whose stream depends only on the key."""
     import torch
 
     return torch.Generator().manual_seed(seed_of(*key))

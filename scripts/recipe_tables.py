@@ -1,7 +1,7 @@
 """The tables of recipe keys in docs/recipes.md, written from the schema: `python scripts/recipe_tables.py`.
 
 Type, range and default are the schema's own; a key's description is the docstring below its field. With --check the
-page is compared instead of written (exit code 1 where it is stale).
+page is compared instead of written (exit code 1 if it is stale).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def compare(options: opt.CompareOptions) -> None:
     """Compare methods over several seeds under one protocol.
 
     All methods share the teacher, the split and, per student and seed, the warm start. Prints a table like the
-    paper's Table 1 and what it proves. Running the same command again resumes an interrupted comparison.
+    paper's Table 1 and a verdict. Running the same command again resumes an interrupted comparison.
     """
     from mcd_cli.cli.compare import compare as run
 
@@ -220,14 +220,14 @@ def run_command() -> None:
         code = app(standalone_mode=False) or 0
         if code == Interrupted.exit_code:  # typer's answer to KeyboardInterrupt
             raise KeyboardInterrupt
-        sys.stdout.flush()  # here, where a closed pipe is no error
+        sys.stdout.flush()  # here, where a closed pipe is not an error
         sys.exit(code)
     except McdError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", Interrupted.exit_code)
     except TyperException as error:
-        if len(sys.argv) == 1:  # `mcd` alone: the message is the help page
+        if len(sys.argv) == 1:  # `mcd` without a command: the message is the help page
             print(error.format_message(), file=sys.stderr)
             sys.exit(2)
         fail(error.format_message(), 2)

@@ -155,7 +155,7 @@ def _print_estimate(comparison: Comparison, cost: Cost, view: View) -> None:
         counts = ", ".join(f"{name} {number}" for name, number in too_few.items())
         view(
             WarningMessage(
-                f"C-NET updates: {counts}; fewer than {FEW_UPDATES} prove nothing about C-NET; "
+                f"C-NET updates: {counts}; fewer than {FEW_UPDATES} are too few to judge C-NET; "
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )
         )
@@ -255,7 +255,7 @@ def _place(out: str | None, plan: Plan) -> tuple[Path, list[Path]]:
 
 
 def _discard(folder: Path, made: list[Path]) -> bool:
-    """Delete a new comparison that has trained nothing; whether that was the case."""
+    """Delete a new comparison that has not trained anything; returns whether it was deleted."""
     from mcd_cli.comparison.plan import PLAN
 
     if not made or any(path.name != PLAN for path in folder.iterdir()):

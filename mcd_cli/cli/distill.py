@@ -22,7 +22,7 @@ from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
 if TYPE_CHECKING:
     from mcd_cli.engine.run import Run, RunOptions
 
-FEW_STEPS = 150  # of a short run, which an estimate would make a tenth longer or more
+FEW_STEPS = 150  # an estimate would make a run shorter than this at least a tenth longer
 
 
 def distill(options: DistillOptions) -> None:

@@ -43,7 +43,7 @@ class Row:
 
     @property
     def agrees(self) -> tuple[bool, bool]:
-        """Whether ours, rounded or truncated, are the paper's MACs and params."""
+        """Whether our MACs and params, rounded or truncated, are the paper's."""
         assert self.paper is not None
         return agrees(self.cost.macs, self.paper[0]), agrees(self.cost.params, self.paper[1])
 
@@ -227,7 +227,7 @@ def _print_table_3(console: Console, rows: Sequence[Row]) -> None:
         console.print(drawn)
         console.print()
     console.print("The paper truncates some figures and rounds others (it prints 16.63 M as 16 M, 2.86 M as 3 M).")
-    console.print(f"* agrees neither truncated nor rounded: {'; '.join(odd)}.")
+    console.print(f"* differs from the paper, whether truncated or rounded: {'; '.join(odd)}.")
 
 
 def _document(row: Row, by_layer: bool, timings: Mapping[str, list[Timing]], how: Conditions) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def select(
 ) -> None:
     """Print the student of a run (default: the newest) that has the highest accuracy on val within the limits.
 
-    print_: its name, the path of its weights (then without int8, which has none), or that of its ONNX file. Raises
+    print_: its name, the path of its weights (int8 has none and is then left out), or the path of its ONNX file. Raises
     NothingFits after the explanation (and the JSON document, with "student": null); UserError for a limit that
-    is no quantity or cannot be measured yet, and for a missing ONNX file.
+    is not a quantity or cannot be measured yet, and for a missing ONNX file.
     """
     if print_ not in PRINTED:
         raise unknown("value of --print", print_, PRINTED)
@@ -56,7 +56,7 @@ def _printed(ladder: Ladder, chosen: Variant, what: str) -> str:
 def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
     console = talk()
     console.print(
-        f"{ladder.folder}: {str(choice.budget) or 'no limit'}; chosen by accuracy on val; test is for information"
+        f"{ladder.folder}: {str(choice.budget) or 'no limit'}; chosen by accuracy on val; test accuracy is only shown"
     )
     timed = any(candidate.variant.latency_ms is not None for candidate in choice.candidates)
     percentile = choice.budget.percentile
@@ -65,7 +65,7 @@ def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
     for candidate in choice.candidates:
         drawn.add_row(*_row(candidate, timed), style="bold" if candidate.variant is choice.chosen else None)
     console.print(drawn)
-    console.print(f"front *: no other is as accurate on val for as few MACs, bytes{' and milliseconds' * timed}")
+    console.print(f"front *: no other is as accurate on val with as few MACs, bytes{' and milliseconds' * timed}")
     if timed:
         here = hardware_key(threads)
         variants = [candidate.variant for candidate in choice.candidates]

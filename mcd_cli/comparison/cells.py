@@ -1,4 +1,4 @@
-"""Cells: one run per contender and seed, trained once, and what is read from them."""
+"""Cells: one run per contender and seed. Trains each of them once and reads its results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Right = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished cell. last and chosen: per student, which test images are right at the last epoch, at V's choice."""
+    """A finished cell. last, chosen: per student, the test images it gets right at its last and at its best epoch."""
 
     cell: Cell
     ladder: Ladder
@@ -45,13 +45,13 @@ class Trained:
     chosen: Mapping[str, Right]
     labels: npt.NDArray[np.int64]
     total_weight: Mapping[str, float]  # mean over the training
-    updates: int  # of each C-NET; 0 where there is none
-    seconds: float | None  # of the method's own stages; None where it was not measured
-    borrowed: tuple[str, ...]  # students whose result this cell took over from kd's
+    updates: int  # of each C-NET; 0 without one
+    seconds: float | None  # of the method's own stages; None if not measured
+    borrowed: tuple[str, ...]  # students whose results were reused from kd's cell
 
 
 class EpochTimer:
-    """Passes events on and writes down how long each epoch took, in the run's folder: an interruption loses nothing."""
+    """Forwards events and records how long each epoch took, in the run's folder, so that interruptions lose nothing."""
 
     def __init__(self, emit: Listener, path: Path) -> None:
         self.emit = emit
@@ -67,7 +67,7 @@ class EpochTimer:
             self.stop()
 
     def stop(self) -> None:
-        """Write down the time since the last event that counts."""
+        """Record the time since the stage or its last epoch began."""
         if self.stage:
             now = time.perf_counter()
             with self.path.open("a", encoding="utf-8") as file:
@@ -76,7 +76,7 @@ class EpochTimer:
 
 
 def owners(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
-    """(contender, seed) → the cell that is trained for it: the first that is the same by definition."""
+    """(contender, seed) → the cell that is trained for it: the first of those that are equal by definition."""
     first: dict[tuple[str, int], Cell] = {}
     for cell in cells:
         first.setdefault((cell.identity, cell.seed), cell)
@@ -110,7 +110,7 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
 
 
 def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Iterator[tuple[str, str, Cell]]:
-    """(stage, student, kd's cell) where a chain's first link is what kd has trained: by definition the same."""
+    """(stage, student, kd's cell) if the chain's first student is, by definition, one that kd's cell has trained."""
     wanted = first_link_identity(cell.recipe)
     own = next(plan for plan in run.plans if plan.name not in (TEACHER, WARM_START))
     if wanted is None or len(own.stage.students) != 1 or own.stage.teachers != (TEACHER,):
@@ -129,7 +129,7 @@ def _distilled(checkpoint: Path) -> Result:
 
 
 def refuse_other_recipe(path: Path, recipe: Recipe) -> None:
-    """A cell's folder may hold only the run that belongs there."""
+    """Raises UserError if the cell's folder holds a run of another recipe."""
     if not (path / RECIPE).is_file():
         return
     there = load_recipe(str(path / RECIPE), {})
@@ -139,7 +139,7 @@ def refuse_other_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
-    """What the statistics need of a finished cell. Raises UserError where it is another recipe's or damaged."""
+    """Read from a finished cell what the statistics need. Raises UserError if it has another recipe or is damaged."""
     path = folder / CELLS / cell.name
     refuse_other_recipe(path, recipe)
     ladder = load_ladder(path)
@@ -167,7 +167,7 @@ def read_cell(folder: Path, cell: Cell, recipe: Recipe) -> Trained:
 
 
 def refuse_mixture(cells: Sequence[Trained]) -> None:
-    """All cells of a comparison saw the same splits, the same test images and the same teacher."""
+    """Raises UserError unless all cells used the same splits, the same test images and the same teacher."""
     first = cells[0]
     for other in cells[1:]:
         for what, here, there in (
@@ -178,7 +178,7 @@ def refuse_mixture(cells: Sequence[Trained]) -> None:
         ):
             if here != there:
                 raise UserError(
-                    f"{first.cell.name} and {other.cell.name} were made with another {what}: they are not averaged; "
+                    f"{first.cell.name} and {other.cell.name} differ in their {what}, so they cannot be averaged; "
                     "move one away and run again"
                 )
 

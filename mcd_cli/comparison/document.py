@@ -1,4 +1,4 @@
-"""All cells of a comparison, summed up to its document."""
+"""Summarises all cells of a comparison in one document."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FEW_UPDATES = 500
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A row: a contender with its cells, one per seed; same_as: another row that it is by definition."""
+    """A row: a contender with its cells, one per seed; same_as: the row that it equals by definition."""
 
     name: str
     cells: tuple[Trained, ...]
@@ -55,14 +55,14 @@ class Entry:
         return sum(weights) / len(weights)
 
     def right(self, students: Iterable[str]) -> npt.NDArray[np.float32]:
-        """Which test images are right at the last epoch, averaged over these students: [seeds, images]."""
+        """Share of these students that classify each test image correctly at the last epoch: [seeds, images]."""
         return np.stack([np.mean([cell.last[s] for s in students], axis=0, dtype=np.float32) for cell in self.cells])
 
 
 def entries(plan: Plan, trained: Mapping[tuple[str, int], Trained]) -> tuple[list[Entry], dict[str, Tuning]]:
-    """The rows in the requested order; of a group only the member with the best val, under the group's name.
+    """The rows in the requested order; a group is represented by its best member on val, under the group's name.
 
-    val: accuracy at each student's best epoch on val, averaged over students and seeds. Returns the choices, too.
+    val: accuracy at each student's best epoch on val, averaged over students and seeds. Also returns the choices.
     """
     rows: list[Entry] = []
     groups: dict[str, dict[str, float]] = {}
@@ -127,7 +127,7 @@ def describe(plan: Plan, trained: Mapping[tuple[str, int], Trained], paper: Pape
 
 
 def contrasts_of(pairs: Sequence[Pair], by_name: Mapping[str, Entry]) -> dict[Pair, Contrast]:
-    """One family: each pair over the students that both have."""
+    """One family of contrasts: each pair, over the students that both have."""
     differences = {}
     for a, b in pairs:
         common = [name for name in by_name[a].students if name in by_name[b].students]
@@ -145,7 +145,7 @@ def _against(base: str, rows: Sequence[Entry]) -> dict[str, Contrast]:
 
 
 def _per_student(base: str, rows: Sequence[Entry]) -> dict[tuple[str, str], Contrast]:
-    """A family of its own: every contender's every student against the base's."""
+    """A separate family: each student of each contender against the base's."""
     baseline = next((row for row in rows if row.name == base), None)
     if baseline is None:
         return {}
@@ -258,7 +258,7 @@ def _students(rows: Sequence[Entry]) -> tuple[StudentCost, ...]:
 
 
 def _warm_start(rows: Sequence[Entry]) -> dict[str, Spread]:
-    """Each student's test accuracy before any method, where there is a warm start."""
+    """Each student's test accuracy before any method; empty without a warm start."""
     values: dict[str, dict[int, float]] = {}
     for row in rows:
         for cell in row.cells:

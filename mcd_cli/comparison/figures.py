@@ -20,9 +20,9 @@ GAINS, COHORTS = "gains", "cohorts"
 
 
 def draw(documents: Sequence[Document], folder: Path) -> list[str]:
-    """Whatever of the two figures the comparisons hold, as png and svg; returns the png names. First: our own.
+    """Draw the figures for which there are results, as png and svg; returns the png names.
 
-    Raises RunFailed where it cannot write.
+    documents: first the one of this comparison, then others. Raises RunFailed if a file cannot be written.
     """
     import matplotlib
 
@@ -55,9 +55,9 @@ def gains_over_closest(document: Document) -> dict[str, tuple[float, float, str]
 
 
 def cohorts(document: Document) -> dict[str, list[tuple[int, ContenderResult]]]:
-    """Direction → rows of one method by number of students: chains that grow by a larger or by a smaller student.
+    """Direction → (number of students, row): contenders whose students grow by larger or by smaller students.
 
-    A row is a contender whose students are a proper part of the next one's. Empty where nothing grows.
+    Empty if no contender's students are a part of another's.
     """
     order = [student.name for student in document.students]  # by falling MACs
     rows = [row for row in document.contenders if row.cohort]

@@ -51,9 +51,9 @@ def blocks() -> list[dict[str, Any]]:
 
 
 def papers_figures(recipe: Recipe) -> PaperFigures | None:
-    """Those of the block with this data set, teacher and students.
+    """The figures of the block with this data set, teacher and students; None if the paper has no such block.
 
-    None where the paper has no such block. Table 4 adds what Table 1 lacks alone: its mc-distil differs from Table 1's.
+    Table 4 adds only what Table 1 lacks, because its figures for mc-distil differ from Table 1's.
     """
     here = [b for b in blocks() if b["dataset"] == recipe.dataset and b["teacher"] == recipe.teacher.arch]
     main = next((b for b in here if b["table"] in (1, 2) and _covers(b["students"], recipe)), None)
@@ -69,13 +69,13 @@ def papers_figures(recipe: Recipe) -> PaperFigures | None:
 
 
 def _covers(students: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether ours are the block's, or some of them (the paper trains resnet10-xxxs, too, and does not print it)."""
+    """Whether our students are among the block's (and resnet10-xxxs, which the paper trains but does not print)."""
     ours = set(recipe.students.values())
     return bool(ours & set(students)) and ours <= {*students, "resnet10-xxxs"}
 
 
 def agrees(value: int, printed: str) -> bool:
-    """Whether a printed figure ("4.92 M") is the value, rounded or truncated to as many digits."""
+    """Whether a printed figure ("4.92 M") equals the value, rounded or truncated to as many digits."""
     digits, unit = printed.split()
     step = {"K": 10**3, "M": 10**6}[unit] // 10 ** len(digits.partition(".")[2])
     return int(digits.replace(".", "")) in (value // step, (2 * value + step) // (2 * step))

@@ -1,4 +1,4 @@
-"""What a comparison is going to train: contenders × seeds, and which of these cells are the same by definition."""
+"""What a comparison trains: contenders × seeds, and which of these cells are equal by definition."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAN, DOCUMENT, MARKDOWN = "comparison.toml", "comparison.json", "comparison.md"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a contender on a seed. `identity` is equal for cells that are the same by definition."""
+    """One run: a contender on a seed. Cells with the same `identity` are equal by definition."""
 
     contender: str
     seed: int
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The base recipe, who is compared on it, and the seeds."""
+    """The base recipe, the contenders, and the seeds."""
 
     base: Recipe
     contenders: tuple[Contender, ...]
@@ -53,7 +53,7 @@ class Plan:
                 raise UserError(f"a comparison needs a {kind}")
 
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed; within a seed kd first, as chains take their first link over from it."""
+        """All cells, seed by seed; within a seed kd first, because chains reuse their first link from it."""
         cells = []
         links = [{"method": spec.first_link} for spec in METHODS.values() if spec.first_link]
         for seed in self.seeds:
@@ -67,7 +67,7 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """The plan of a comparison's folder; raises UserError where there is none."""
+        """The plan of a comparison's folder; raises UserError if there is none."""
         path = folder / PLAN
         if not path.is_file():
             raise UserError(f"{folder} is not a comparison (it has no {PLAN})")
@@ -81,7 +81,7 @@ class Plan:
             raise UserError(f"{path} cannot be read ({reason_of(error)}); choose another --out") from None
 
     def refuse_other_base(self, other: Plan) -> None:
-        """The folder's comparison may gain methods and seeds, but what they share stays."""
+        """Raises UserError if the base recipe differs: only methods and seeds can be added to a comparison."""
         for key in differing(self.base, other.base):
             if not key.startswith(("checkpoint.", "data_root")) and key not in ("method", "seed"):
                 raise UserError(
@@ -106,7 +106,7 @@ class Plan:
 
 
 def identity(recipe: Recipe) -> str:
-    """A hash, equal for recipes that train the same students: without settings that the method has no use for."""
+    """A hash that is equal for recipes that train the same students: it omits settings that the method ignores."""
     method = recipe.method
     if len(recipe.students) == 1:
         method = METHODS[method].alone or method
@@ -119,15 +119,15 @@ def identity(recipe: Recipe) -> str:
 
 
 def first_link_identity(recipe: Recipe) -> str | None:
-    """The identity of the run whose largest student is this chain's first link; None where the method is no chain."""
+    """The identity of the run whose largest student is this chain's first link; None if the method is not a chain."""
     method = METHODS[recipe.method].first_link
     return None if method is None else identity(recipe.model_copy(update={"method": method}))
 
 
 def warm_start_recipe(recipe: Recipe, students: Mapping[str, str]) -> Recipe:
-    """The run that warms these students up: ce, without what the warm start has no use for.
+    """The recipe of a run that only warm-starts these students: method ce, without settings that it ignores.
 
-    What is not known to be of no use stays: two recipes share a warm start only where they must agree.
+    All other settings stay, so recipes share a warm start only if its result must be the same.
     """
     return recipe.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""A comparison at work: what it will cost, the cells one after another, the document at the end."""
+"""Runs a comparison: estimates its cost, trains the cells one after another, and writes the document."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cost:
 
 
 class Comparison:
-    """The plan, where it lies, and the engine that trains its cells."""
+    """The plan, its folder, and the engine that trains its cells."""
 
     def __init__(self, plan: Plan, folder: Path, engine: Engine, emit: Listener) -> None:
         self.plan = plan
@@ -55,12 +55,12 @@ class Comparison:
 
     @property
     def to_train(self) -> list[Cell]:
-        """The cells that are not finished, without those that are others by definition."""
+        """The unfinished cells, without those that equal another cell by definition."""
         wanted = [cell for cell in self.cells if self.owner[cell.contender, cell.seed] is cell]
         return [cell for cell in wanted if not is_finished(self.folder, cell)]
 
     def estimate(self) -> Cost:
-        """From a few steps of each contender, and a check that its networks take the images."""
+        """Estimate the cost from a few steps of each contender; also checks that its networks take the images."""
         todo = self.to_train
         seconds: dict[str, float] = {}
         updates: dict[str, int] = {}
@@ -91,7 +91,7 @@ class Comparison:
     def train(self) -> None:
         """Train the teacher, then every unfinished cell, each from its last state.
 
-        Raises UserError, before any is trained, where a cell's folder holds another recipe's run.
+        Raises UserError, before training, if a cell's folder holds a run of another recipe.
         """
         todo = self.to_train
         if todo:
@@ -103,7 +103,7 @@ class Comparison:
             train_cell(cell, self.cells, self.folder, self.shared, self.engine)
 
     def document(self, beside: list[Path], paper: PaperFigures | None) -> Document:
-        """comparison.json, comparison.md and the figures, from all cells; raises UserError where they do not mix."""
+        """Write comparison.json, comparison.md and the figures. Raises UserError if the cells are not comparable."""
         mine = {cell.name: cell for cell in self.owner.values()}
         read = {name: read_cell(self.folder, cell, self.shared.recipe(cell.recipe)) for name, cell in mine.items()}
         refuse_mixture(list(read.values()))
@@ -117,7 +117,7 @@ class Comparison:
 
 
 def planned_updates(run: Run) -> int:
-    """How often each C-NET of this run will learn; the fewest where there are several."""
+    """How often each C-NET of this run will be updated; the smallest number if they differ."""
     section = run.recipe.coordinator
     steps = run.loader.num_steps
 

@@ -98,15 +98,15 @@ class ContenderResult:
     """A row of the tables. mean: test accuracy at the last epoch, averaged over students."""
 
     name: str
-    same_as: str | None  # another contender that it is by definition
+    same_as: str | None  # the contender that it equals by definition
     cells: tuple[str, ...]
     recipes: tuple[str, ...]  # sha256
     mean: Spread
     total_weight: float
-    updates: int  # of each C-NET, the fewest of any
+    updates: int  # of each C-NET; the smallest number if they differ
     seconds: Spread | None  # of the method's own stages
-    borrowed: tuple[str, ...]  # students taken over from kd
-    test_minus_val: float | None  # None where V was trained on
+    borrowed: tuple[str, ...]  # students reused from kd
+    test_minus_val: float | None  # None if val was trained on
     method: str
     cohort: bool  # mc-distil on the base recipe, with these or other students
     vs_kd: Contrast | None
@@ -136,7 +136,7 @@ class ClaimResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What may be said of a variant of mc-distil. parts: of its gain over kd, each the contrast of a pair."""
+    """The conclusions about a variant of mc-distil. parts: of its gain over kd, each the contrast of a pair."""
 
     subject: str
     parts: dict[str, tuple[str, str] | None]
@@ -182,7 +182,7 @@ class Document:
 
     @classmethod
     def load(cls, folder: Path) -> Document:
-        """The document of a finished comparison's folder. Raises UserError where there is none, or a damaged one."""
+        """The document of a finished comparison's folder. Raises UserError if it is missing or damaged."""
         try:
             return read(_DOCUMENT, read_small(folder / DOCUMENT, MAX_BYTES))
         except (OSError, ValueError) as error:

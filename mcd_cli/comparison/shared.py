@@ -25,7 +25,7 @@ Engine = Callable[[Recipe, RunFolder], Run]
 
 
 class Shared:
-    """The folder `shared/` of a comparison. Results are kept under the hash of all that decides them."""
+    """The folder `shared/` of a comparison. Results are stored under a hash of everything that decides them."""
 
     def __init__(self, folder: Path, base: Recipe, engine: Engine) -> None:
         self.folder = folder / SHARED
@@ -38,13 +38,13 @@ class Shared:
         return self.folder / TEACHER_FILE
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe with the comparison's teacher, once that is there."""
+        """The recipe with the comparison's teacher, if that exists already."""
         if not self.teacher_file.is_file():
             return recipe
         return with_teacher(recipe, str(self.teacher_file), self.base.teacher.arch)
 
     def train_teacher(self) -> None:
-        """The base recipe's teacher, on the base recipe's seed, unless it is given or was trained before."""
+        """Train the base recipe's teacher, on the base recipe's seed, unless it is a file or was trained before."""
         self.folder.mkdir(exist_ok=True)
         if self.base.teacher.file is not None or self.teacher_file.is_file():
             return
@@ -55,9 +55,9 @@ class Shared:
             write_whole(self.teacher_file, run.teacher.path.read_bytes())
 
     def warm_starts(self, cell: Cell, company: Sequence[Cell]) -> Result | None:
-        """The cell's students after their warm start; those not there yet are trained, company's together.
+        """The cell's students after their warm start; None if the recipe has none. Missing students are trained now.
 
-        company: the cells that will want the same warm start; None where the recipe has no warm start.
+        company: the cells of the same seed; students that they lack are trained in the same run.
         """
         recipe = self.recipe(cell.recipe)
         if not recipe.warm_start.epochs:
@@ -100,13 +100,13 @@ def open_run(path: Path, recipe: Recipe) -> RunFolder:
     """The run's folder, new or to resume; an abandoned one without a recipe is started again."""
     if (path / RECIPE).is_file():
         return RunFolder(path)
-    for name in (LOCK, METRICS):  # a kill between the folder's making and its recipe leaves them, empty
+    for name in (LOCK, METRICS):  # empty files, left by a process killed before it wrote the recipe
         (path / name).unlink(missing_ok=True)
     return RunFolder.create(str(path), recipe)
 
 
 def _key(recipe: Recipe, students: dict[str, str]) -> str:
-    """Hash of all that decides a warm start: the recipe's path to its teacher is no part of it, nor its teacher."""
+    """Hash of everything that decides a warm start; the teacher is not part of that."""
     content = warm_start_recipe(recipe, {"student": "resnet10-xs"}).content()
     del content["teacher"], content["students"]
     key = json.dumps([content, sorted(students.items())], sort_keys=True)

@@ -1,4 +1,4 @@
-"""What a difference of two methods is worth: paired over seeds and test images, corrected for many questions."""
+"""Statistics of the difference between two methods: paired over seeds and test images, with Holm's correction."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Contrast:
 def contrasts(differences: Mapping[Key, Values], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[Key, Contrast]:
     """One family of questions: each value holds paired differences [seeds, images] (all of one shape).
 
-    The standard error is that of a bootstrap which draws seeds and images anew, both with replacement, the same
-    draw for every question. Two things are put right. Drawing rows and columns counts what belongs to neither
-    (seed and image together) three times (Owen 2007, "The pigeonhole bootstrap"): two of them are taken off. And a
-    few seeds resampled vary too little: their part is widened by √(S/(S−1)), and the interval takes Student's t
-    instead of the normal (Hesterberg 2015), its degrees of freedom by Welch–Satterthwaite from the seeds' part and
-    the images'. With one seed the interval speaks of that seed alone. p_holm: Holm (1979) over the family.
+    The standard error comes from a bootstrap that resamples seeds and images, both with replacement, with the same
+    draws for every question. It is corrected twice. Resampling both rows and columns counts the interaction of seed
+    and image three times (Owen 2007, "The pigeonhole bootstrap"): two of these are subtracted. And few seeds vary too
+    little when they are resampled: their part is widened by √(S/(S−1)), and the interval uses Student's t instead of
+    the normal distribution (Hesterberg 2015), with degrees of freedom by Welch–Satterthwaite from the seeds' and the
+    images' parts. With one seed, the interval holds only for that seed. p_holm: Holm (1979) over the family.
     """
     if not differences:
         return {}
@@ -67,7 +67,7 @@ def contrasts(differences: Mapping[Key, Values], *, seed: int = 0, resamples: in
 
 
 def bootstrap_errors(table: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
-    """Standard errors [P] of the means of table [P, seeds, images], rows and columns drawn anew."""
+    """Standard errors [P] of the means of table [P, seeds, images], by resampling rows and columns."""
     _, num_seeds, num_images = table.shape
     random = np.random.Generator(np.random.PCG64(seed))
     widen = math.sqrt(num_seeds / (num_seeds - 1)) if num_seeds > 1 else 0.0
@@ -86,7 +86,7 @@ def bootstrap_errors(table: Values, *, seed: int = 0, resamples: int = RESAMPLES
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the i-th smallest of m is multiplied by m − i, and never falls again."""
+    """Holm's step-down correction: the i-th smallest of m (i from 0) times m − i, and never below an earlier one."""
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))

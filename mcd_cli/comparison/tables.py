@@ -48,7 +48,7 @@ def caption(document: Document) -> list[str]:
         for machine in document.hardware
     )
     return [
-        f"{dataset.name}: {sizes['train']:,} training images{noise}, {sizes['val']:,} in V, "
+        f"{dataset.name}: {sizes['train']:,} training images{noise}, {sizes['val']:,} in val, "
         f"{sizes['test']:,} test images; {taught_by}; seeds {seeds} (n = {len(document.seeds)})",
         f"warm start {recipe['warm_start']['epochs']} epochs, then {recipe['epochs']} epochs of each method, "
         f"batch {recipe['batch_size']}; ± is the standard deviation over seeds; {machines}",
@@ -62,7 +62,7 @@ def verdict(document: Document) -> list[str]:
 
 
 def remarks(document: Document) -> list[str]:
-    """What a reader must know to read the table right."""
+    """What a reader must know to interpret the tables."""
     lines = []
     for row in document.contenders:
         if row.same_as:
@@ -73,7 +73,7 @@ def remarks(document: Document) -> list[str]:
                 "which is the same by definition; its time is that of its other students."
             )
     if len(document.seeds) == 1:
-        lines.append("one seed: the intervals cover the choice of test images only, and hold for this seed.")
+        lines.append("one seed: the intervals cover only the choice of test images, and hold only for this seed.")
     if len(document.hardware) > 1:
         lines.append("the cells did not all run on the same machine, or not with the same precision and threads.")
     for name, choice in document.tuned.items():
@@ -141,7 +141,7 @@ def _students(document: Document) -> tuple[str, ...]:
 
 
 def _gains(document: Document) -> Grid:
-    """What each method gains, and at what price."""
+    """Each method's gain and cost."""
     rows = []
     for row in document.contenders:
         updates = str(row.updates) if row.updates else "-"
@@ -159,7 +159,7 @@ def _gains(document: Document) -> Grid:
                 "-" if row.test_minus_val is None else f"{100 * row.test_minus_val:+.1f}",
             )
         )
-    columns = ("method", "over kd", "95 %", "p", "over ce", "weight", "updates", "time", "test − V")
+    columns = ("method", "over kd", "95 %", "p", "over ce", "weight", "updates", "time", "test − val")
     title = "Gain of the mean, in points; total loss weight; C-NET updates; training time"
     return Grid(columns, tuple(rows), title)
 

@@ -1,4 +1,4 @@
-"""What a gain over kd is made of, and what the controls allow to be claimed of it: words for numbers."""
+"""Which parts a gain over kd has, and which claims the controls allow; in words."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CONTROLS: Mapping[str, tuple[str, ...]] = {
     "-image": (),
     "-paper": (),
 }
-"""Every control, and the claims that need the subject to beat it; without any, the difference is stated alone.
+"""Every control, and the claims for which the subject must beat it. Without claims, only the difference is stated.
 
-A name with a leading dash is an ending: each subject has a control of its own (mc-distil-mean is mc-distil's).
+A name with a leading dash is a suffix: each subject has its own control (mc-distil-mean for mc-distil).
 """
-MEAN, ALONE = "-mean", "-alone"  # the controls that parts of the gain are measured by
-HEAVIER, CONSTANT = "kd-total-", "constant-"  # and the families of which the nearest in total weight is taken
+MEAN, ALONE = "-mean", "-alone"  # controls that measure parts of the gain
+HEAVIER, CONSTANT = "kd-total-", "constant-"  # families, from which the control nearest in total weight is used
 
-UNEVEN = 0.2  # of total weight, from which a pair is no longer at one weight
+UNEVEN = 0.2  # difference in total weight above which a pair's two weights are stated
 
 Pair = tuple[str, str]  # a minus b
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the gain: the contrast of a pair, or what is missing to know it."""
+    """A part of the gain: the contrast of a pair, or the contenders that are missing."""
 
     name: str
     pair: Pair | None
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """What may be said only if the subject beats every one of `against`."""
+    """A claim that is made only if the subject beats every one of `against`."""
 
     name: str
     against: tuple[str, ...]
@@ -59,7 +59,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Question:
-    """All that the verdict needs to know: the parts of the gain, the claims, other pairs worth stating."""
+    """Everything the verdict needs: the parts of the gain, the claims, and other pairs to state."""
 
     subject: str
     parts: tuple[Part, ...]
@@ -74,13 +74,13 @@ class Question:
 
 
 def subjects_of(names: Iterable[str]) -> list[str]:
-    """Whose gains are judged: mc-distil and its variants that are no control of another."""
+    """The contenders that are judged: mc-distil, and its variants that are not a control of another."""
     endings = tuple(name for name in CONTROLS if name.startswith("-"))
     return [name for name in names if name.startswith(SUBJECT) and not name.endswith(endings)]
 
 
 def controls_of(subject: str) -> dict[str, tuple[str, ...]]:
-    """The names of its controls, each with the claims that need it."""
+    """The subject's controls by name, each with the claims that need it."""
     return {subject + name if name.startswith("-") else name: claims for name, claims in CONTROLS.items()}
 
 
@@ -88,7 +88,7 @@ def question_for(subject: str, totals: Mapping[str, float]) -> Question | None:
     """The question that these contenders can answer. totals: name → total loss weight, averaged over training.
 
     The parts add up: kd → kd at the total weight nearest to the subject's → constant weights with the pooled term,
-    nearest likewise → learned weights without instances (mean) → the subject. A control of the subject is named
+    also the nearest → learned weights without instances (mean) → the subject. A control of the subject is named
     after it. None without kd.
     """
     if BASELINE not in totals:
@@ -135,12 +135,12 @@ def sentences(
     """The verdict in words: the parts of the gain in one line, then a line per claim."""
     parts = [f"{part.name} {_part(part, answers, totals)}" for part in question.parts]
     weight = f"total weight {totals[question.subject]:.2f} against {totals[BASELINE]:.2f}"
-    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Of it {'; '.join(parts)}."]
+    lines = [f"{question.subject} over kd: {points(gain)} ({weight}; in points). Parts: {'; '.join(parts)}."]
     return lines + [_claim(claim, question.subject, answers) for claim in question.claims]
 
 
 def claimed(claim: Claim, subject: str, answers: Mapping[Pair, Contrast]) -> bool:
-    """Only where no control is missing and the subject beats them all."""
+    """Whether no control is missing and the subject beats them all."""
     return not claim.missing and all(beats(answers[subject, other]) for other in claim.against)
 
 
@@ -168,5 +168,5 @@ def _part(part: Part, answers: Mapping[Pair, Contrast], totals: Mapping[str, flo
 
 
 def points(contrast: Contrast) -> str:
-    """Percentage points, marked where they are within noise."""
+    """The difference in percentage points, marked if it is within noise."""
     return f"{100 * contrast.difference:+.2f}" + (" within noise" if contrast.within_noise else "")

@@ -120,7 +120,7 @@ def mean_std(moments: npt.NDArray[np.int64], num_pixels: int) -> tuple[RGB, RGB]
         mean = total / count
         variance = (squares * count - total * total) / count**2
         means.append(round(mean / 255, 6))
-        # A constant channel (say, no blue at all) has no std; 1 keeps its normalised value finite.
+        # A constant channel (such as no blue at all) has std 0; 1 keeps its normalised value finite.
         stds.append(round(variance**0.5 / 255, 6) or 1.0)
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 

@@ -23,7 +23,7 @@ def read(request: Request) -> Decoded:
     """Read an image folder. Classes are its subfolders, sorted by name; nested folders belong to their class.
 
     Folders named train, val and test are the splits. If only one of val and test exists beside train, it is the test
-    set and val is taken from train. Class folders alone, or only a train folder, are split 80/10/10.
+    set and val is taken from train. If there are only class folders, or only a train folder, they are split 80/10/10.
     """
     return decode(listing(request), request)
 

@@ -1,4 +1,4 @@
-"""Train, val and test splits: disjoint, stratified, and determined by (split seed, labels, official split) alone.
+"""Train, val and test splits: disjoint, stratified, and determined only by (split seed, labels, official split).
 
 Random orders come from sorting raw PCG64 words: numpy guarantees that stream across versions, but not the results of
 its shuffles.

@@ -91,7 +91,7 @@ class Checkpoints:
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Safetensors bytes that depend on the values alone (sorted names, row-major, on the CPU)."""
+    """Safetensors bytes that depend only on the values (sorted names, row-major, on the CPU)."""
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return save(plain, metadata=metadata or None)
 

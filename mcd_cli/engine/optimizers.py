@@ -1,4 +1,4 @@
-"""The optimisers of students and C-NET (torch's own, without the wrappers that import its compiler); η."""
+"""The optimisers of students and C-NET (torch's own, without the wrappers that import its compiler), and η."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StepSizes = Sequence[float | Tensor]
 
 
 def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
-    """`kind` without its wrappers, which import all of torch.compile (2 s at every start) to be left alone by it."""
+    """`kind` without its wrappers, which import torch.compile (2 s at every start) only to be excluded from it."""
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
 

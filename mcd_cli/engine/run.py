@@ -50,15 +50,15 @@ class RunOptions:
     threads: int | None = None
     force: bool = False
     skip_bad_images: bool = False
-    max_memory: int | None = None  # bytes of images held in memory; None: half of what is free
+    max_memory: int | None = None  # bytes of images held in memory; None: half of the free memory
     eager: bool = False  # no CUDA graphs
 
 
 class Run:
-    """A recipe at work: the data, the plan of stages, and what is finished of it."""
+    """One run of a recipe: its data, its planned stages, and the results of the finished ones."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder | None, options: RunOptions, emit: Listener) -> None:
-        """folder: None in a process that does not write. Reads the last state in it, where there is one."""
+        """folder: None in a process that does not write. Reads the last state in it, if there is one."""
         self.recipe = recipe
         self.folder = folder
         self.emit = emit
@@ -69,7 +69,7 @@ class Run:
         if not recipe.deterministic:
             emit(
                 InfoMessage(
-                    "deterministic = false (--fast): kernels are chosen by timing them, another run has other bits"
+                    "deterministic = false (--fast): kernels are chosen by timing; a rerun will not be bit-identical"
                 )
             )
         check_shards(recipe.batch_size, "a batch", self.processes)
@@ -106,10 +106,10 @@ class Run:
         self.teacher = self._find_teacher()
         self.plans = plan_stages(recipe, self.dataset.num_classes, train_teacher=self.teacher is None)
         self.results = Results()
-        self.live: Trainer  # of the stage at work
+        self.live: Trainer  # of the current stage
 
     def _find_teacher(self) -> Teacher | None:
-        """A file, or the cached teacher; a resumed run keeps the one it began with, or the one that it trains."""
+        """The teacher from a file or from the cache; None if the run trains it. A resumed run keeps its choice."""
         sha256 = None
         if self.state is not None:
             with state_of_another():
@@ -120,18 +120,18 @@ class Run:
         return teacher if self._all_agree(teacher) else None
 
     def _all_agree(self, teacher: Teacher | None) -> bool:
-        """Whether every process holds this teacher; raises UserError where they hold other data or other files."""
+        """Whether all processes have the same teacher. Raises UserError if their data or teacher files differ."""
         mine = self.dataset.fingerprint, teacher and teacher.sha256
         first = self.processes.broadcast(mine)
         if self.processes.any(mine[0] != first[0]):
             raise UserError(f"the processes read different data for {self.recipe.dataset!r}; give all the same files")
         alike = not self.processes.any(mine[1] != first[1])
         if not alike and self.recipe.teacher.file is not None:
-            raise UserError(f"the processes read different files as {self.recipe.teacher.file}; give all the same")
+            raise UserError(f"the processes read different files as {self.recipe.teacher.file}; give all the same file")
         return alike
 
     def check(self) -> None:
-        """Before anything is trained: every network takes the images, and the teacher is no guesser."""
+        """Check before training that every network takes the images and that the teacher is better than chance."""
         for name, arch in self.recipe.students.items():
             check_network(f"student {name} ({arch})", build(arch, self.dataset.num_classes), self.loader)
         if self.teacher is not None:
@@ -140,17 +140,17 @@ class Run:
         if self.recipe.train_on_val:
             self.emit(
                 WarningMessage(
-                    "training uses val: it picks no checkpoint, and val accuracy says nothing about new images"
+                    "training uses val: it chooses no checkpoint, and accuracy on val says nothing about new images"
                 )
             )
 
     @property
     def num_steps(self) -> int:
-        """Of all stages, from the start."""
+        """The number of steps in all stages, from the start."""
         return sum(plan.epochs for plan in self.plans) * self.loader.num_steps
 
     def seconds_by_stage(self) -> dict[str, float]:
-        """The estimate of every stage, by its name."""
+        """The estimated seconds of every stage, by name."""
         return {p.name: seconds_of_stage(p.epochs, self.trainer(p, rehearsal=True)) for p in self.plans}
 
     def estimate(self) -> float:
@@ -161,16 +161,16 @@ class Run:
         return total
 
     def train(self, given: Mapping[str, Result] | None = None) -> Ladder | None:
-        """All stages, from the last state where there is one, to the ladder's manifest (None where another writes).
+        """Run all stages, from the last state if there is one, and write the manifest (None: another process does).
 
-        given: finished stages of other runs, by name, that this one takes over instead of training them again.
+        given: finished stages of other runs, by name, which are reused instead of trained again.
         """
         self._train(given or {})
         assert self.teacher is not None
         return write_ladder(self.recipe, self.folder, self.loader, self.teacher, self.results, self.hardware, self.emit)
 
     def start(self, until: str) -> Results:
-        """Only the stages up to TEACHER or WARM_START: what other runs can take over."""
+        """Run only the stages up to TEACHER or WARM_START, whose results other runs can reuse."""
         self._train({}, (TEACHER, WARM_START)[: (TEACHER, WARM_START).index(until) + 1])
         return self.results
 
@@ -181,7 +181,7 @@ class Run:
             with state_of_another():
                 refuse_changes(state.position["identity"], checkpointer.about["identity"])
             if changed := changes(state.position["hardware"], checkpointer.about["hardware"]):
-                self.emit(WarningMessage(f"{changed}: from here on not the same bits as a run that was never stopped"))
+                self.emit(WarningMessage(f"{changed}: the results will not be bit-identical to an uninterrupted run's"))
         with stop_on_signal() as stop:
             plans = [plan for plan in self.plans if wanted is None or plan.name in wanted]
             for plan, file in zip(plans, checkpointer.finished_stages, strict=False):
@@ -200,14 +200,14 @@ class Run:
                         trainer.load_state_dict(State(state.tensors, checked_position(state.position["trainer"])))
                 else:
                     trainer.prepare()
-                state = self.state = None  # it was the state of this stage alone
+                state = self.state = None  # it belongs only to this stage
                 self._fit(trainer, stop)
                 result = Result(trainer.best_weights, {name: trainer.current(name) for name in trainer.students.names})
                 self._finish(plan, result)
                 checkpointer.save_stage(plan.name, result)
 
     def _check_weights(self, plan: StagePlan, result: Result) -> None:
-        """Raises KeyError or RuntimeError where a finished stage's file does not hold its students."""
+        """Raises KeyError or RuntimeError if a finished stage's file does not contain its students."""
         for name in plan.stage.students:
             network = build(self._arch(name), self.dataset.num_classes)
             for weights in (result.best[name], result.last[name]):
@@ -240,7 +240,7 @@ class Run:
         self.emit(StageEnded(plan.name, accuracy))
 
     def trainer(self, plan: StagePlan, rehearsal: bool = False) -> Trainer:
-        """The stage's trainer at its start; a rehearsal takes fresh networks where finished ones are missing."""
+        """The stage's trainer before its first step; a rehearsal uses fresh networks for missing ones."""
         loader = self._loader(plan)
         return Trainer(
             plan,
@@ -269,10 +269,10 @@ class Run:
                 students.networks[name].load_state_dict(weights)
         begins = self.state is None or not self.state.tensors
         if plan.name == TEACHER and self.recipe.teacher.pretrained and begins and not rehearsal:
-            from mcd_cli.models.torchvision_zoo import load_pretrained  # torchvision takes a second to start
+            from mcd_cli.models.torchvision_zoo import load_pretrained  # importing torchvision takes a second
 
             arch = torchvision_name(self._arch(TEACHER))
-            assert arch is not None  # the recipe's own rule
+            assert arch is not None  # the recipe requires it for `pretrained`
             filled = load_pretrained(students.networks[TEACHER], arch)
             self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
         return students
@@ -289,7 +289,7 @@ class Run:
         return self.loader
 
     def _overrides(self) -> Overrides | None:
-        """For what torch computes wrongly, slowly or for one process alone; None: no Python at each operator."""
+        """For what torch computes wrongly, slowly or for only one process; None avoids a Python call per operator."""
         replacements: dict[Override, Override] = {}
         if self.hardware.device.type == "cpu":
             replacements |= convolution.UNSTRIDED | batch_norm_cpu.NARROW
@@ -298,11 +298,11 @@ class Run:
         return Overrides(replacements) if replacements else None
 
     def graph_backend(self) -> GraphBackend | None:
-        """Of a stage's CUDA graphs; a method or a network that they cannot hold falls back by itself."""
+        """For a stage's CUDA graphs. A step or a network that cannot be captured runs eagerly."""
         return CudaGraphBackend(self.hardware.device) if self.hardware.runs_ahead and not self.eager else None
 
     def _teacher_logits(self, plan: StagePlan, loader: Loader, rehearsal: bool) -> TeacherLogits | None:
-        """The teacher's stored logits, where the recipe wants them: in the method's own stages."""
+        """The teacher's stored logits if the recipe sets `teacher.views`, for the method's own stages."""
         num_views = self.recipe.teacher.views
         if not num_views or plan.name in (TEACHER, WARM_START) or self.teacher is None:
             return None
@@ -319,7 +319,7 @@ class Run:
         return freeze(network, self.dataset.mean, self.dataset.std).to(self.hardware.device)
 
     def _adopt_teacher(self) -> None:
-        """A teacher that this run trained goes to the cache and is read back from there."""
+        """Save the teacher that this run has trained in the cache, and read it back from there."""
         path = teachers.trained_path(self.recipe, self.dataset, self.hardware)
         weights = self.results[TEACHER].best[TEACHER]
         arch = self._arch(TEACHER)
@@ -327,7 +327,7 @@ class Run:
         self.teacher = teachers.read_teacher(path, arch, "auto", self.dataset, self.hardware.device, was_given=False)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must find unchanged."""
+        """What must be unchanged when the run is resumed."""
         trained_here = self.plans[0].name == TEACHER
         return {
             "recipe": self.recipe.content(),

@@ -32,7 +32,7 @@ class StagePlan:
     own: Mapping[str, StudentSection] = field(default_factory=dict)  # single students' settings, by name
     mixing: Mixing | None = None
     ema: float = 0.0  # decay of the average of the weights; 0: no average
-    on_val: bool = False  # trains on val, too, which then picks no checkpoint: the last epoch counts
+    on_val: bool = False  # also trains on val, so no checkpoint is chosen on it: the last epoch counts
 
     def sgd_of(self, student: str) -> dict[str, Any]:
         """That student's lr, momentum, weight_decay, nesterov."""
@@ -46,7 +46,7 @@ class StagePlan:
 
 
 def plan_stages(recipe: Recipe, num_classes: int, *, train_teacher: bool) -> list[StagePlan]:
-    """The teacher where the run trains it, the warm start, then the method's own stages. Raises UserError."""
+    """The teacher if the run trains it, the warm start, then the method's own stages. Raises UserError."""
     method = METHODS.load(recipe.method)(recipe.distill)
     learned = METHODS[recipe.method].learned
     if recipe.train_on_val and learned:

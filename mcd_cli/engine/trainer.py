@@ -62,7 +62,7 @@ class Trainer:
         self.students = students.to(device).train()
         self.loss_names = plan.method.loss_names(plan.stage)
         self.bank = plan.method.bank(plan.stage)
-        self.progress = torch.zeros((), device=device)  # of the stage, after the step at hand: for ramps
+        self.progress = torch.zeros((), device=device)  # of the stage, after the current step: for ramps
         # The host runs ahead of one GPU: what changes from step to step, or decides, stays there.
         ahead = hardware.runs_ahead or backend is not None
         self.non_finite = NonFiniteGuard(students.names, plan.name, device, deferred=ahead)
@@ -86,7 +86,7 @@ class Trainer:
         self.step_index = 0
         self.updates = 0  # of φ
         self.epochs_done = 0
-        self.best: dict[str, int] = {}  # right answers on val
+        self.best: dict[str, int] = {}  # correct predictions on val
         self.best_weights: dict[str, Weights] = {}
         self.averaged: list[str] = []  # the students whose EMA was the better in the last evaluation
         self.tables: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ class Trainer:
         return self.plan.epochs * self.loader.num_steps
 
     def prepare(self, subset: Tensor | None = None) -> None:
-        """The method's pass before the first step; `subset`: over these images alone, to see what it costs."""
+        """The method's pass before the first step; `subset`: only over these images, to estimate its time."""
         train = self.loader.dataset.train if subset is None else subset
         data = PreparationData(
             ids=train,
@@ -296,7 +296,7 @@ class Trainer:
         }
 
     def _written(self) -> list[Tensor]:
-        """All of them, and the device's own verdict."""
+        """All of these, and the device's record of non-finite values."""
         return [*join_parts(self._moving_parts()).values(), *self.non_finite.tensors()]
 
     def _logits(self, x: Tensor) -> Tensor:

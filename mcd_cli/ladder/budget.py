@@ -1,4 +1,4 @@
-"""Choose a student under a budget. Every limit is hard; where nothing fits, the nearest miss is named."""
+"""Choose a student under a budget. Every limit is hard; if nothing fits, the nearest miss is named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Limits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Measure:
-    """Something that a budget limits: how to read it, how to show it, and what it is of a variant."""
+    """A quantity that a budget limits: how to read it, how to show it, and its value for a variant."""
 
     parse: Callable[[Quantity], float]
     show: Callable[[float, int | None], str]
@@ -58,7 +58,7 @@ class Budget:
 
     @classmethod
     def parse(cls, *, percentile: str | None = None, **limits: Quantity | None) -> Budget:
-        """Read `Limits`. Raises UserError for an unknown limit and for one that is no quantity."""
+        """Read `Limits`. Raises UserError for an unknown limit and for a value that is not a quantity."""
         if percentile not in (None, *PERCENTILES):
             raise unknown("percentile", str(percentile), PERCENTILES)
         if percentile is not None and limits.get("max_latency") is None:
@@ -103,7 +103,7 @@ class Miss:
         show = _MEASURES[self.limit].show
         need = show(self.need, 3)
         if need == show(self.budget, 3):
-            need = f"{self.need:,}"  # too near for three digits
+            need = f"{self.need:,}"  # too close for three digits
         if self.excess > 10:
             return f"needs {need}{self.noun}: {self.need / self.budget:,.0f} times the budget"
         return f"needs {need}{self.noun}: {_two_digits(100 * self.excess)} % over"
@@ -193,7 +193,7 @@ def _cost(variant: Variant, budget: Budget) -> tuple[float, ...]:
 
 
 def _on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
-    """Pareto-optimal in MACs, bytes, latency (where every variant has one) and accuracy on val."""
+    """Pareto-optimal in MACs, bytes, latency (if every variant has one) and accuracy on val."""
     timed = all(other.latency_ms is not None for other in variants)
 
     def of(variant: Variant) -> tuple[float, ...]:
@@ -212,7 +212,7 @@ def _option(name: str) -> str:
 
 
 def _two_digits(percent: float) -> str:
-    """Two digits; what is above 0 is never shown as 0."""
+    """Two digits; a value above 0 is never shown as 0."""
     if percent < 0.01:
         return "less than 0.01"
     return f"{percent:.2g}" if percent < 10 else f"{percent:.0f}"

@@ -12,7 +12,7 @@ from mcd_cli.errors import first_problem
 
 T = TypeVar("T")
 
-FINITE = ConfigDict(allow_inf_nan=False)  # of a document without NaN and infinities
+FINITE = ConfigDict(allow_inf_nan=False)  # rejects NaN and infinities
 
 
 def _finite(content: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def _finite(content: dict[str, Any]) -> dict[str, Any]:
 
 
 Plain = Annotated[dict[str, Any], AfterValidator(_finite)]
-"""An object with any JSON in it, numbers finite."""
+"""A JSON object with any content; its numbers must be finite."""
 
 
 def without_defaults(entry: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def without_defaults(entry: Mapping[str, Any], added: Mapping[str, Any]) -> dict
 
 
 def read(adapter: TypeAdapter[T], content: bytes | str) -> T:
-    """The document. Keys that the dataclass lacks are left out: a later version may add some.
+    """The document. Keys that the dataclass lacks are ignored, because a later version may have added them.
 
-    Raises ValueError with the first thing that is wrong, and where, in one line.
+    Raises ValueError with the first problem and its place, in one line.
     """
     try:
         return adapter.validate_json(content, strict=True)

@@ -1,4 +1,4 @@
-"""A run's folder: made, locked, opened again. No torch here: the recipe is written before torch is imported."""
+"""Creates, locks and reopens a run's folder. No torch here: the recipe is written before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mcd_cli.files import as_path, cannot_write, sweep, write_whole
 if TYPE_CHECKING:
     from mcd_cli.recipe.schema import Recipe
 
-# Every name in a run's folder; old runs hold them, so none changes.
+# Every name in a run's folder. Never change one, because old runs use them.
 RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", "error.log"
-LOCK = ".lock"  # there while a run writes; what a killed one leaves locks nobody out
+LOCK = ".lock"  # exists while a run writes; the file that a killed run leaves locks nothing
 CHECKPOINT, STUDENTS, PREDICTIONS = "checkpoint", "students", "predictions.safetensors"
 EXPORTS = "exports"
 LADDER_PLOT, TRAINING_PLOT, COORDINATOR_PLOT = "ladder", "training", "coordinator"  # each as .png and .svg
@@ -28,7 +28,7 @@ PAGE, CARD = "report.html", "MODEL_CARD.md"
 
 
 class RunFolder:
-    """The folder of one run, locked until it is closed (the lock dies with its owner)."""
+    """The folder of one run, locked until it is closed (the lock ends with its process)."""
 
     def __init__(self, path: Path, *, made: Sequence[Path] | None = None) -> None:
         """made: the folders that this run created, the innermost first; None for a resumed run."""
@@ -37,7 +37,7 @@ class RunFolder:
         refuse_links(path)
         self._lock = FileLock(path / LOCK, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire(timeout=0.2)  # without the system's locks the first try only finds that an owner is dead
+            self._lock.acquire(timeout=0.2)  # without system locks, the first try only detects a dead owner
             self._metrics = (path / METRICS).open("a", encoding="utf-8", newline="\n")
         except Timeout:
             raise UserError(f"another run is writing to {path}; wait for it or choose another --out") from None
@@ -47,7 +47,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: str | None, recipe: Recipe) -> RunFolder:
-        """--out DIR itself (refused when not empty), or the next free runs/<dataset>-<method>-<n>."""
+        """--out DIR itself (refused if not empty), or the next free runs/<dataset>-<method>-<n>."""
         if out == "":
             raise UserError("--out is empty; name a folder")
         if out is None:
@@ -65,7 +65,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str) -> tuple[RunFolder, Recipe]:
-        """A folder to resume, with its recipe."""
+        """Open a folder to resume; returns it with its recipe."""
         folder = as_path(path)
         if not (folder / RECIPE).is_file():
             raise UserError(f"--resume {path}: no run found there (no {RECIPE})")
@@ -73,7 +73,7 @@ class RunFolder:
 
         recipe = load_recipe(str(folder / RECIPE), {})
         opened = cls(folder)
-        sweep(folder)  # the folder is locked, so what lies there was left by a dead process
+        sweep(folder)  # the folder is locked, so temporary files in it were left by a dead process
         return opened, recipe
 
     def __truediv__(self, name: str) -> Path:
@@ -104,7 +104,7 @@ class RunFolder:
         return (self.path / METRICS).stat().st_size
 
     def sync_metrics(self) -> int:
-        """Put the lines so far on the disk, past a power cut; returns their bytes."""
+        """Sync the lines so far to the disk, so that they survive a power cut; returns their size in bytes."""
         try:
             os.fsync(self._metrics.fileno())
         except OSError as error:
@@ -112,14 +112,14 @@ class RunFolder:
         return self.metrics_size()
 
     def cut_metrics(self, size: int) -> None:
-        """Forget the lines written after the state that a run resumes from."""
+        """Delete the lines written after the state that a run resumes from."""
         if size < 0:
             raise ValueError(f"metrics of {size} bytes")
         if self.metrics_size() > size:
             os.truncate(self.path / METRICS, size)
 
     def discard(self) -> None:
-        """Leave nothing behind of a run that never began: only for a new run with no state in its folder."""
+        """Delete a new run's files and folders, if it has not saved any state yet."""
         if self._made is None or not self.is_blank:
             return
         self.close()
@@ -130,7 +130,7 @@ class RunFolder:
                 folder.rmdir()
 
     def close(self) -> None:
-        """Let the lock go, and leave nothing of it."""
+        """Release the lock and delete its file."""
         self._metrics.close()
         self._unlock()
 
@@ -142,29 +142,29 @@ class RunFolder:
 
     def _unlock(self) -> None:
         if self._lock.is_locked:
-            with suppress(OSError):  # Windows removes it on release alone
-                (self.path / LOCK).unlink()  # while it is ours: the next run makes a new one
+            with suppress(OSError):  # Windows removes it only on release
+                (self.path / LOCK).unlink()  # while it is locked: the next run creates a new one
             self._lock.release()
 
 
 def refuse_links(folder: Path) -> None:
-    """Before writing into a run's folder: nothing in it may lead elsewhere, or block as a pipe would.
+    """Check a run's folder before writing to it: links would lead elsewhere, and pipes would block.
 
-    Raises UserError.
+    Raises UserError for any of these.
     """
     try:
         with os.scandir(folder) as found:
             entries = list(found)
-    except OSError:  # what cannot be listed cannot be written either, and says so itself
+    except OSError:  # a folder that cannot be listed cannot be written either, which raises its own error
         return
     for entry in entries:
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-            what = "a link" if entry.is_symlink() else "no file"
+            what = "a link" if entry.is_symlink() else "not a file"
             raise UserError(f"{entry.name!r} in {folder} is {what}; mcd writes only to a run's own files; remove it")
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make --out and the folders above it; returns the new ones, the innermost first."""
+    """Create --out and the folders above it; returns the new ones, innermost first."""
     made: list[Path] = []
     try:
         for folder in (*reversed(path.parents), path):
@@ -181,7 +181,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def next_folder(parent: Path, stem: str) -> list[Path]:
-    """Make the first free parent/stem-<n>; returns the new folders, the innermost first."""
+    """Create the first free parent/stem-<n>; returns the new folders, innermost first."""
     number = 1
     try:
         is_new = not parent.is_dir()

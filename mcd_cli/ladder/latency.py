@@ -10,23 +10,23 @@ from pathlib import Path
 from mcd_cli.ladder.schema import StudentEntry, Timing
 from mcd_cli.machine import processor
 
-WARMUP, RUNS = 20, 200  # calls; the least, too
-BLOCK = 20  # calls of one file before the next one's turn
+WARMUP, RUNS = 20, 200  # calls; also the minimum
+BLOCK = 20  # calls of one file before it is the next file's turn
 
 
 def hardware_key(threads: int) -> str:
-    """What a timing belongs to: processor, threads, onnxruntime's version. Imports nothing heavy."""
+    """The hardware that a timing is valid for: processor, threads, onnxruntime's version. Imports nothing heavy."""
     return f"{processor()}, {threads} thread{'s' * (threads > 1)}, onnxruntime {version('onnxruntime')}"
 
 
 def recorded(student: StudentEntry, format: str, batch: int, on: str) -> Timing | None:
-    """What the ladder knows of that file on that hardware."""
+    """The recorded timing of that file on that hardware, if there is one."""
     matches = [t for t in student.latency.get(on, ()) if (t.format, t.batch) == (format, batch)]
     return matches[-1] if matches else None
 
 
 def remembered(student: StudentEntry, timings: Sequence[Timing], on: str) -> dict[str, tuple[Timing, ...]]:
-    """The student's latencies with these in place of older ones of the same files and batches."""
+    """The student's latencies with these timings, which replace older ones of the same files and batches."""
     new = {(t.format, t.batch) for t in timings}
     kept = [t for t in student.latency.get(on, ()) if (t.format, t.batch) not in new]
     ordered = sorted([*kept, *timings], key=lambda t: (t.format != "onnx", t.format, t.batch))
@@ -36,9 +36,9 @@ def remembered(student: StudentEntry, timings: Sequence[Timing], on: str) -> dic
 def measure(
     files: Mapping[str, Path | bytes], *, batch: int = 1, threads: int = 1, warmup: int = WARMUP, runs: int = RUNS
 ) -> dict[str, Timing]:
-    """Time ONNX files, by format: each on random images, in blocks by turns, so that a busy moment hits all alike.
+    """Time ONNX files, by format, on random images. They take turns in blocks, so that other load affects all alike.
 
-    Milliseconds of a whole call, on the CPU, with `threads` threads within an operator and no others.
+    Returns milliseconds of a whole call, on the CPU, with `threads` threads within an operator and none between.
     """
     import numpy as np
 

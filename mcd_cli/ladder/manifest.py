@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from mcd_cli.ladder.session import Session
 
-SCHEMA = 1  # fields that came later have defaults, so a manifest of any mcd 0 is read
+SCHEMA = 1  # fields that came later have defaults, so manifests of every version 0 of mcd can be read
 ADDED = {"calibration": None, "calibrated": False}  # of students and exports; left out at these defaults
-MAX_BYTES = 2**25  # of the manifest
+MAX_BYTES = 2**25  # in the manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Ladder:
 
     schema: int = SCHEMA
     version: str
-    created: str  # ISO 8601; UTC where it names no zone
+    created: str  # ISO 8601; UTC if it names no zone
     dataset: DatasetEntry
     teacher: TeacherEntry | None
     method: str
@@ -56,7 +56,7 @@ class Ladder:
     students: tuple[StudentEntry, ...]
     folder: Annotated[Path | None, Field(exclude=True)] = field(
         default=None, init=False, repr=False, compare=False
-    )  # set by `at` alone, neither stored nor read
+    )  # set only by `at`, neither stored nor read
 
     def __post_init__(self) -> None:
         names = [student.name for student in self.students]
@@ -67,7 +67,7 @@ class Ladder:
         object.__setattr__(self, "students", tuple(students))
 
     def at(self, folder: Path) -> Ladder:
-        """The same ladder, in the folder where its files lie."""
+        """The same ladder, with the folder that contains its files."""
         ladder = replace(self, students=tuple(student.at(folder, self.dataset) for student in self.students))
         object.__setattr__(ladder, "folder", folder)
         return ladder
@@ -81,7 +81,7 @@ class Ladder:
         return document | {"students": [without_defaults(student, ADDED) for student in document["students"]]}
 
     def save(self, folder: str | Path) -> None:
-        """Write `ladder.json`, whole or not at all; equal ladders are equal bytes. Raises RunFailed if that fails."""
+        """Write `ladder.json`, whole or not at all; equal ladders give equal bytes. Raises RunFailed if that fails."""
         content = json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(Path(folder) / MANIFEST, content.encode() + b"\n")
 
@@ -110,8 +110,8 @@ class Ladder:
     def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
         """The choice that `select` makes, with its reasons.
 
-        A latency is read from the ladder where it was measured on this hardware, else measured now. Raises
-        UserError where that needs a student that is not exported.
+        A latency is read from the ladder if it was measured on this hardware, else measured now. Raises
+        UserError if that needs a student that is not exported.
         """
         choices = [
             variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
@@ -124,8 +124,9 @@ class Ladder:
     def select(self, **limits: Unpack[Limits]) -> StudentEntry:
         """The float32 student with the highest accuracy on val within the limits: "16M", "400KB", "2ms", "72%".
 
-        (int8 has no weights to load: `explain` has it among its choices, `session` opens it.) Raises NothingFits,
-        naming the nearest miss; UserError for what is no quantity or cannot be measured yet.
+        int8 is left out, because it has no weights to load: use `explain` to choose it and `session` to open it.
+        Raises NothingFits, naming the nearest miss, and UserError for a limit that is not a quantity or cannot be
+        measured yet.
         """
         budget = Budget.parse(**limits)
         return self.explain(budget, int8=False).demand().student
@@ -135,7 +136,7 @@ _LADDER = TypeAdapter(Ladder)
 
 
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:
-    """With its latency at the budget's percentile; measured now only where the budget limits it."""
+    """The variant with its latency at the budget's percentile; measured now only if the budget limits it."""
     timing = recorded(variant.student, variant.format, 1, here)
     if timing is None and "max_latency" in budget.limits:
         timing = measure({variant.format: variant.onnx()}, threads=threads)[variant.format]
@@ -143,7 +144,7 @@ def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant
 
 
 def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladder:
-    """Read the manifest again, change its students, write it; what others wrote meanwhile stays."""
+    """Read the manifest again, change its students, and write it; keeps what other processes wrote in the meantime."""
     ladder = load_ladder(folder)
     ladder = replace(ladder, students=tuple(change(student) for student in ladder.students))
     ladder.save(folder)
@@ -151,7 +152,7 @@ def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladd
 
 
 def load_ladder(folder: str | Path) -> Ladder:
-    """The ladder of a finished run's folder. Raises UserError when the manifest is missing or wrong."""
+    """The ladder of a finished run's folder. Raises UserError if the manifest is missing or wrong."""
     folder = as_path(str(folder))
     content, document = _read(folder)
     schema = document.get("schema")
@@ -159,7 +160,7 @@ def load_ladder(folder: str | Path) -> Ladder:
         raise UserError(f"{folder / MANIFEST} has no schema version, so it is not a manifest of mcd")
     if schema > SCHEMA:
         raise UserError(
-            f"{folder / MANIFEST} is of a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
+            f"{folder / MANIFEST} was written by a newer mcd (schema {schema}; this one reads {SCHEMA}): upgrade mcd"
         )
     try:
         ladder = read(_LADDER, content).at(folder)
@@ -174,7 +175,7 @@ def load_ladder(folder: str | Path) -> Ladder:
 def find_run(run: str | Path | None = None, *, under: str | Path = "runs") -> Path:
     """The folder of a finished run: the one given, or the newest under `under` by `created` in its manifest.
 
-    Raises UserError when there is none.
+    Raises UserError if there is none.
     """
     if run is not None:
         folder = as_path(str(run))
@@ -210,10 +211,10 @@ def _created(text: Any) -> datetime:
 
 
 def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """The manifest's bytes and the object in them, whose keys nobody has checked."""
+    """The manifest's bytes and the JSON object in them, whose keys are not checked yet."""
     path = folder / MANIFEST
     if not path.exists():
-        find_run(folder)  # says why not
+        find_run(folder)  # raises UserError with the reason
     try:
         content = read_small(path, MAX_BYTES)
         document = from_json(content, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: how a run went, epoch by epoch, and what its numbers warn of."""
+"""metrics.jsonl: the records of a run, epoch by epoch, and warnings drawn from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ByLoss = dict[str, float]  # alpha, beta, gamma
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """A training image with an extreme weight; `mislabelled`: whether label noise has moved it, None without noise."""
+    """A training image with an extreme weight; `mislabelled`: whether noise changed its label, None without noise."""
 
     image: int  # sample id
     label: str
@@ -31,10 +31,10 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesRecord:
-    """What C-NET made of the training images, each one's weights averaged over the stage.
+    """C-NET's weights for the training images, each image's averaged over the stage.
 
     spread: standard deviation over images. by_class: loss → class → mean. highest, lowest: by the weight of the
-    teacher's loss (β). mislabelled: means over the images that label noise has moved ("yes") and the others ("no").
+    teacher's loss (β). mislabelled: means over the images whose label noise changed ("yes") and the others ("no").
     """
 
     spread: ByLoss
@@ -46,7 +46,7 @@ class ImagesRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecord:
-    """A student's epoch: means over images. spread (standard deviation) and saturated: only where C-NET weighs.
+    """A student's epoch: means over images. spread (standard deviation) and saturated: only with a C-NET.
 
     val_accuracy is that of the weights themselves, ema_val_accuracy that of their average, where there is one; the
     better of the two is the student's (the weights' own in a tie).
@@ -65,9 +65,9 @@ class StudentRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line. preparation: what the method says of its pass before training, in a stage's first line alone.
+    """One line. preparation: the method's summary of its pass before training, only in a stage's first line.
 
-    Its keys are written beside the others; nobody reads them.
+    The keys of preparation are written next to the others and are not read again.
     """
 
     stage: str
@@ -81,7 +81,7 @@ class EpochRecord:
 
     @property
     def is_of_method(self) -> bool:
-        """Neither the teacher's nor the warm start's."""
+        """Whether the stage is the method's own: neither the teacher's nor the warm start."""
         return self.stage not in (TEACHER, WARM_START)
 
     def line(self) -> str:
@@ -93,9 +93,9 @@ _RECORD = TypeAdapter(EpochRecord)
 
 
 def read_metrics(folder: Path) -> list[EpochRecord]:
-    """The records of a run's folder, of all its stages; empty where it has none.
+    """The records of a run's folder, of all its stages; empty if it has none.
 
-    A last line that a crash has cut off is left out. Raises UserError for any other that is no record.
+    A last line that a crash has cut off is left out. Raises UserError for any other that is not a record.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -116,15 +116,15 @@ def last_of_stage(records: Iterable[EpochRecord]) -> list[EpochRecord]:
 
 
 def leading(names: Sequence[str]) -> str:
-    """The loss by which images are sorted: the teacher's, β; in a bank without letters the first after the label's."""
+    """The loss by which images are sorted: the teacher's, β; in a bank of other losses, the first after ce."""
     others = [name for name in names if name != "ce"]
     return "beta" if "beta" in names else (others or names)[0]
 
 
 def degenerate(record: EpochRecord) -> Iterator[str]:
-    """C-NET as a learning-rate knob: one line per student whose weights are all alike and at an end.
+    """Warnings that C-NET acts as a learning rate: one line per student whose weights are alike and near a limit.
 
-    Normalised weights have a total that is given: theirs can be alike, but no learning rate.
+    Normalised weights have a fixed total, so they cannot act as a learning rate.
     """
     if record.normalise not in (None, "none"):
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9_-]+")
 _ARCH = re.compile(r"[A-Za-z0-9_.:@-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-LARGEST = 10**18  # of a count; what is more is no count, and no float can show it
+LARGEST = 10**18  # for a count; anything larger is an error in the file
 MAX_CLASSES = 1_000_000
 MAX_SIDE = 2**14  # pixels
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
@@ -72,7 +72,7 @@ class TeacherAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherEntry:
-    """The frozen teacher; `saw_val`: whether it was trained on images of val, None where nobody knows."""
+    """The frozen teacher; `saw_val`: whether it was trained on images of val, None if unknown."""
 
     arch: str
     sha256: str
@@ -197,7 +197,7 @@ class StudentEntry:
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.name) is not None, "name must be of a-z, 0-9, _ and -")
-        check(_ARCH.fullmatch(self.arch) is not None, "arch is no architecture's name")
+        check(_ARCH.fullmatch(self.arch) is not None, "arch is not a valid architecture name")
         check(_SHA256.fullmatch(self.sha256) is not None, "sha256 must be 64 hexadecimal digits")
         costs = (self.params, self.macs, self.bytes)
         check(min(costs) > 0, "params, macs and bytes must be above 0")

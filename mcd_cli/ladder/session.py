@@ -46,7 +46,7 @@ class Session:
     def predict(self, images: str | Path | Sequence[str | Path], top: int = 1) -> list[list[Guess]]:
         """The `top` likeliest classes of each image file, best first.
 
-        Raises UserError naming the first file that is no readable image.
+        Raises UserError naming the first file that is not a readable image.
         """
         paths = [images] if isinstance(images, str | Path) else list(images)
         guesses = []
@@ -59,7 +59,7 @@ class Session:
         return guesses
 
     def read(self, path: str | Path) -> Images:
-        """An image file as the training saw it: [3, H, W] in [0, 1], shorter side to H, centre crop."""
+        """An image file, prepared as in training: [3, H, W] in [0, 1], shorter side to H, centre crop."""
         from mcd_cli.data.images import BadImage, read_file
 
         try:
@@ -72,7 +72,7 @@ class Session:
 
 
 def open_session(path: Path, *, threads: int = 1, sha256: str | None = None, calibrated: bool = True) -> Session:
-    """An ONNX file that `mcd export` wrote; its metadata holds all that is needed.
+    """An ONNX file that `mcd export` wrote; its metadata holds everything that is needed.
 
     calibrated: predict softmax(z / T), z the raw logits, where the file knows its temperature T; else softmax(z), also
     of a file that divides by T itself. Raises UserError when it cannot be read, has a different sha256 than expected,
@@ -107,13 +107,13 @@ def open_session(path: Path, *, threads: int = 1, sha256: str | None = None, cal
 
 
 def cpu_session(file: Path | bytes, threads: int, name: str = "the ONNX file") -> onnxruntime.InferenceSession:
-    """onnxruntime on the CPU with exactly so many threads. Raises UserError for what it cannot load."""
+    """onnxruntime on the CPU with exactly that many threads. Raises UserError for a file that it cannot load."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     source = str(file) if isinstance(file, Path) else file
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

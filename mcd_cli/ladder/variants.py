@@ -1,4 +1,4 @@
-"""The variants in which a student can be deployed: float32, and int8 where that was kept."""
+"""The variants in which a student can be deployed: float32, and int8 if its file was kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_PREPROCESS = "no-preprocess"
 
 @dataclass(frozen=True)
 class Variant:
-    """A student as float32 or as int8. `name`: the student's, and `.int8` behind it where it is that."""
+    """A student as float32 or as int8. `name`: the student's, with `.int8` appended for int8."""
 
     student: StudentEntry
     format: str = FLOAT32
@@ -31,7 +31,7 @@ class Variant:
 
     @property
     def val(self) -> float:
-        """Accuracy on val, of the file itself where it is int8."""
+        """Accuracy on val; for int8, that of the int8 file."""
         return self.student.accuracy.val if self.format == FLOAT32 else self.student.exported[self.format].val
 
     @property
@@ -41,7 +41,7 @@ class Variant:
 
     @property
     def file(self) -> Path | None:
-        """Its ONNX file; None while it is not exported."""
+        """Its ONNX file; None if it is not exported."""
         if self.student.home is None or self.format not in self.student.exports:
             return None
         folder, path = self.student.home[0], self.student.exports[self.format]
@@ -49,23 +49,23 @@ class Variant:
 
     @property
     def bytes(self) -> int:
-        """Of the ONNX file if exported, else of the weights file."""
+        """Size of the ONNX file if exported, else of the weights file."""
         return self.student.bytes if self.file is None else self.file.stat().st_size
 
     @property
     def measured_by(self) -> str:
-        """What `bytes` is of."""
+        """The kind of file whose size `bytes` is."""
         return "weights" if self.file is None else "ONNX"
 
     def onnx(self) -> Path:
-        """Its ONNX file. Raises UserError, with the command that writes it, while there is none."""
+        """Its ONNX file. Raises UserError, with the command that writes it, if there is none."""
         if self.file is None:
             run = "" if self.student.home is None else f" --run {shlex.quote(str(self.student.home[0]))}"
             raise UserError(f"{self.name} is not exported; write it: mcd export{run} --student {self.name}")
         return self.file
 
     def session(self, threads: int = 1, *, calibrated: bool = True) -> Session:
-        """Its ONNX file in onnxruntime, with preprocessing and class names. Raises UserError while there is none.
+        """Its ONNX file in onnxruntime, with preprocessing and class names. Raises UserError if there is none.
 
         calibrated: its probabilities are softmax(z / T) where it has a temperature T, else softmax(z).
         """
@@ -76,6 +76,6 @@ class Variant:
 
 
 def variants(student: StudentEntry) -> tuple[Variant, ...]:
-    """float32 always; int8 where its file was kept and still lies there."""
+    """float32 always; int8 if its file was kept and still exists."""
     int8 = Variant(student, INT8)
     return (Variant(student), int8) if INT8 in student.exported and int8.file is not None else (Variant(student),)

@@ -1,9 +1,8 @@
-"""The losses by name: what a student is told about one image. A loss is one function and its row here. No torch.
+"""The losses by name. A loss is one function of a student's logits for one image, and its row here. No torch.
 
 A loss takes the students' logits z, the logits t that they follow, the labels y and its temperature τ, and returns one
-value ℓ_ij for each image i and student j. ℓ_ij depends on z_ij and on constants alone (the targets, the labels): that
-is what the meta-gradient needs, and whoever weighs a loss relies on it. Weights and the mean over images are not its
-business.
+value ℓ_ij for each image i and student j. ℓ_ij depends only on z_ij and on constants (the targets, the labels): the
+meta-gradient relies on it. Weights and the mean over images are applied by the caller.
 
 To add a loss: one function in a file of this room, and one row below. A bank is a tuple of terms: which losses a
 student has, whom each follows, and at what temperature.
@@ -24,7 +23,7 @@ WARM_UP = 1 / 12
 
 @dataclass(frozen=True)
 class LossSpec(Row):
-    """What is known of a loss without importing it. The defaults are its paper's or its authors' code's."""
+    """Describes a loss without importing it. The defaults are those of its paper or of its authors' code."""
 
     summary: str
     """One line, for the documentation."""
@@ -32,13 +31,13 @@ class LossSpec(Row):
     tau: float | None = None
     """Its temperature; None: the recipe's `distill.tau`."""
     weight: float = 1.0
-    """Its weight, beside a label loss of weight 1 unless `source` says otherwise."""
+    """Its weight, relative to a label loss of weight 1 unless `source` says otherwise."""
     ramp: float = 0.0
     """Share of the schedule over which it grows from 0 to its full size."""
     follows: str = TEACHER
-    """Whose logits it follows unless a bank says otherwise; empty where the labels are enough."""
+    """Whose logits it follows unless a bank says otherwise; empty if it needs only the labels."""
     per_image: bool = True
-    """Whether ℓ_ij is known from image i alone; if not, from a batch, whose statistics count as constants."""
+    """Whether ℓ_ij depends only on image i. If not, it uses statistics of the batch, which count as constants."""
 
 
 LOSSES = Table(
@@ -86,14 +85,14 @@ LOSSES = Table(
         ),
         "normkd": LossSpec(
             "mcd_cli.losses.normkd:normkd",
-            "kd, each side at a temperature of its own logits' spread",
+            "kd, each side at a temperature in proportion to its logits' spread",
             "Chi et al. 2023; the label's weight is 0.1",
             2.0,
             weight=0.9,
         ),
         "nkd-target": LossSpec(
             "mcd_cli.losses.nkd:target",
-            "the label, at the target's probability",
+            "cross-entropy against the label, times the target's probability of it",
             "NKD, Yang et al. ICCV 2023",
             1.0,
         ),
@@ -106,21 +105,21 @@ LOSSES = Table(
         ),
         "ttm": LossSpec(
             "mcd_cli.losses.wttm:ttm",
-            "kd with a temperature on the target's side alone",
+            "kd with a temperature only for the target",
             "Zheng & Yang ICLR 2024; weights are tuned for each pair",
             10.0,
             weight=45.0,
         ),
         "wttm": LossSpec(
             "mcd_cli.losses.wttm:wttm",
-            "ttm, more of it where the target is uncertain",
+            "ttm, with a larger weight where the target is uncertain",
             "Zheng & Yang ICLR 2024; weights are tuned for each pair",
             5.0,
             weight=4.0,
         ),
         "rld-scd": LossSpec(
             "mcd_cli.losses.rld:scd",
-            "the label, as sure as the target is of its own best class",
+            "the label against the rest, at the target's highest probability",
             "RLD, Sun et al. ICCV 2025",
             1.0,
             ramp=WARM_UP,
@@ -150,7 +149,7 @@ LOSSES = Table(
         ),
         "wsld": LossSpec(
             "mcd_cli.losses.wsld:wsld",
-            "kd, less of it on images that the student knows better than the target",
+            "kd, with a smaller weight on images where the student is better than the target",
             "Zhou et al. ICLR 2021",
             2.0,
             weight=2.5,
@@ -168,10 +167,10 @@ class Term:
     name: str
     """The name of its weight in metrics and pictures."""
     follows: str
-    """TEACHER, POOLED or LARGER; empty where the labels are enough."""
+    """TEACHER, POOLED or LARGER; empty if it needs only the labels."""
     tau: float
     weight: float = 1.0
-    """Its constant weight, where no C-NET sets one."""
+    """Its constant weight, if no C-NET sets it."""
     ramp: float = 0.0
 
 
@@ -185,7 +184,7 @@ def term(
     name: str | None = None,
     recipe_tau: float = 2.0,
 ) -> Term:
-    """A term with its row's defaults where nothing is said; it is named after its loss and whom it follows.
+    """A term, with its row's defaults for what is not given; it is named after its loss and whom it follows.
 
     recipe_tau: the recipe's `distill.tau`, the temperature of a loss whose row has none.
     """

@@ -32,8 +32,8 @@ def intra(z: Tensor, t: Tensor, y: Tensor, tau: float) -> Tensor:
         ∂L_j/∂q_ijc = −(τ²/C) (b̂_ic − ρ_jc â_ijc)/|a_jc|
 
     with the first sum, â, b̂ and the slope constant, a = q − mean_i q, and hats for unit length over the images. Its
-    mean over images is L_j, and under equal weights so is the mean's gradient. n is the number of images at hand: with
-    several processes, those of one shard. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels, not needed.
+    mean over images is L_j, and with equal weights the gradient of the mean is L_j's. n is the number of images in the
+    batch; with several processes, in one shard. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels, not needed.
     Returns [n, …].
     """
     q = F.softmax(z / tau, dim=-1)
@@ -48,7 +48,7 @@ def intra(z: Tensor, t: Tensor, y: Tensor, tau: float) -> Tensor:
 
 
 def _unit(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """x less its mean, at unit length, and the length before."""
+    """x − mean x, scaled to unit length; and the length before."""
     x = x - x.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=SMALLEST)
     return x / length, length

@@ -1,4 +1,4 @@
-"""DKD (Zhao et al., CVPR 2022): kd in two parts, kd = tckd + (1 − b_T) nckd, each with a weight of its own.
+"""DKD (Zhao et al., CVPR 2022): kd in two parts, kd = tckd + (1 − b_T) nckd, each with its own weight.
 
 b_T = softmax(t/τ)[y] and b_S = softmax(z/τ)[y] are the label's probabilities; p̂ and q̂ are softmax(t/τ) and
 softmax(z/τ) among the other classes. The paper: ce + w (1 tckd + 8 nckd), τ = 4, w from 0 to 1 in 20 of 240 epochs;
@@ -37,7 +37,7 @@ def binary(z: Tensor, one_z: Tensor, t: Tensor, one_t: Tensor, tau: float) -> Te
 def kd_among(z: Tensor, t: Tensor, kept: Tensor, tau: float) -> Tensor:
     """kd among the classes of the mask [n, …, C]; 0 where it is empty."""
     some = kept.any(dim=-1)
-    kept = kept | ~some[..., None]  # any class will do where there is none: what comes of it is not used
+    kept = kept | ~some[..., None]  # an empty mask becomes a full one, to avoid NaN; its value is not used
     log_q = log_softmax_among(z / tau, kept).masked_fill(~kept, 0)
     log_p = log_softmax_among(t / tau, kept)
     return tau**2 * torch.where(some, divergence(log_p, log_q), 0)

@@ -10,8 +10,8 @@ from mcd_cli.losses.lskd import lskd
 def normkd(z: Tensor, t: Tensor, y: Tensor, tau: float) -> Tensor:
     """normkd_ij = a_T² KL(softmax(t/a_T) ‖ softmax(z/a_S)), a_T = τ std t, a_S = τ std z.
 
-    As softmax does not see a shift, that is std(t)² · lskd_ij: standardised logits, weighted by the target's variance;
-    the gradient is lskd's times that. The authors' code differentiates a_S, too. Weights there: 0.1 ce + 0.9 normkd,
-    τ = 2. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels, not needed. Returns [n, …].
+    Softmax does not change with a shift, so this is std(t)² · lskd_ij: standardised logits, weighted by the target's
+    variance; its gradient is std(t)² times lskd's. The authors' code also differentiates a_S. Its weights: 0.1 ce +
+    0.9 normkd, τ = 2. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels, not needed. Returns [n, …].
     """
     return t.var(dim=-1) * lskd(z, t, y, tau)

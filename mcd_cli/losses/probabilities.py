@@ -1,4 +1,4 @@
-"""What the losses are made of: classes picked by a mask, log-probabilities that stay finite, their divergence."""
+"""Building blocks of the losses: classes picked by a mask, log-probabilities that stay finite, their divergence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = -1e4  # instead of −inf as the logarithm of a probability that is 0: times 0 it adds 0, not NaN
+LOWEST = -1e4  # stands for log 0 instead of −inf, because 0 · −inf is NaN
 
 
 def is_label(x: Tensor, y: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def log_softmax_among(x: Tensor, kept: Tensor) -> Tensor:
 def log_binary(x: Tensor, one: Tensor) -> Tensor:
     """(log b, log(1 − b)) with b = softmax(x) at the one class that the mask holds: [n, …, 2].
 
-    log(1 − b) is the logarithm of the sum over the other classes: b itself rounds to 1 too soon.
+    log(1 − b) is the logarithm of the sum over the other classes: computed from b, it would be lost when b rounds to 1.
     """
     log_p = F.log_softmax(x, dim=-1)
     others = log_p.masked_fill(one, -torch.inf).logsumexp(dim=-1)

@@ -15,7 +15,7 @@ from mcd_cli.losses.probabilities import is_label, pick
 def scd(z: Tensor, t: Tensor, y: Tensor, tau: float) -> Tensor:
     """scd_ij = τ² KL((b_T, 1−b_T) ‖ (b_S, 1−b_S)), b_T = max_c softmax(t/τ)_c, b_S = softmax(z/τ)[y].
 
-    ∂/∂z = τ(b_S − b_T)(e_y − q̂), as tckd's. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels [n]. Returns
+    ∂/∂z = τ(b_S − b_T)(e_y − q̂), as for tckd. z: logits [n, …, C]; t: target logits [n, …, C]; y: labels [n]. Returns
     [n, …].
     """
     best = t.argmax(dim=-1, keepdim=True) == torch.arange(t.shape[-1], device=t.device)

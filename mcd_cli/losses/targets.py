@@ -1,4 +1,4 @@
-"""Logits to follow that are made of the students' own. They are constants: no gradient flows into them."""
+"""Targets computed from the students' own logits. They are constants: no gradient flows into them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pooled(z: Tensor, y: Tensor) -> Tensor:
 
 
 def next_larger(z: Tensor, z_teacher: Tensor) -> Tensor:
-    """Each student's next larger one, in the same step; the largest follows the teacher.
+    """The logits of each student's next larger one, in the same step; for the largest student, the teacher's.
 
     z: logits [n, k, C], students by falling size; z_teacher: [n, C]. Returns a detached target [n, k, C].
     """

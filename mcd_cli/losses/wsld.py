@@ -1,4 +1,4 @@
-"""WSLD (Zhou et al., ICLR 2021): less of the target on images that the student knows better than the target does."""
+"""WSLD (Zhou et al., ICLR 2021): kd counts less on images where the student is better than the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TTM and WTTM (Zheng & Yang, ICLR 2024): a temperature for the target alone, so no τ² and no softened student.
+"""TTM and WTTM (Zheng & Yang, ICLR 2024): a temperature only for the target; no τ², and the student is not softened.
 
 The paper writes the temperature as a power, γ = 1/τ: softmax(t/τ) ∝ softmax(t)^γ, with γ = 0.1 … 0.2. The student is
 at temperature 1. Weights are tuned for each pair; the two that the authors print are 45 ttm (γ 0.1, vgg13 → vgg8) and

@@ -1,6 +1,6 @@
 """The methods by name. A method is defined in two places: its class (see base.py) and its row here. No torch.
 
-To add a method: one class in a file, and one row below; an option of its own goes into settings.py, too.
+To add a method: one class in a file, and one row below; a new option goes into settings.py, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mcd_cli.registry import Row, Table
 
 @dataclass(frozen=True)
 class MethodSpec(Row):
-    """What is known of a method without importing it: the recipe, the help and `compare` ask for nothing else."""
+    """Describes a method without importing it; the recipe, the help and `compare` need nothing else."""
 
     summary: str
     """One line, for the help."""
@@ -21,7 +21,7 @@ class MethodSpec(Row):
     learned: bool = False
     """Whether a C-NET sets the weights of its losses."""
     needs_two: str = ""
-    """Why it needs two students or more; empty where one is enough."""
+    """Why it needs two students or more; empty if one is enough."""
     alone: str | None = None
     """The method that it equals with a single student; with `needs_two`, the one to use instead."""
     first_link: str | None = None
@@ -33,7 +33,7 @@ class MethodSpec(Row):
 METHODS = Table(
     "method",
     {
-        "ce": MethodSpec("mcd_cli.methods.ce:CE", "the labels alone", (), in_paper=True),
+        "ce": MethodSpec("mcd_cli.methods.ce:CE", "only the labels", (), in_paper=True),
         "kd": MethodSpec(
             "mcd_cli.methods.kd:KD",
             "each student follows the labels and the teacher",
@@ -60,13 +60,13 @@ METHODS = Table(
             "mcd_cli.methods.rmc:RMC",
             "kd, with the teacher softened image by image",
             ("tau", "lambda", "total", "alpha", "clip"),
-            needs_two="its difficulty is a variance over them",
+            needs_two="the difficulty of an image is a variance over students",
             alone="kd",
             in_paper=True,
         ),
         "meta-distil": MethodSpec(
             "mcd_cli.methods.meta_distil:MetaDistil",
-            "each student alone, with a C-NET of its own",
+            "each student separately, with its own C-NET",
             ("tau", "losses"),
             learned=True,
             alone="mc-distil-nops",
@@ -95,7 +95,7 @@ METHODS = Table(
         ),
         "rule": MethodSpec(
             "mcd_cli.methods.rule:Rule",
-            "kd, the label weighed by the teacher's belief in it",
+            "kd, the label weighted by the teacher's probability of it",
             ("tau", "total"),
         ),
         "bank": MethodSpec(
@@ -104,7 +104,7 @@ METHODS = Table(
             ("tau", "losses", "total"),
         ),
         "dkd": MethodSpec(
-            "mcd_cli.methods.logit_losses:DKD", "kd in two parts, weighed apart (Zhao et al. 2022)", ("total",)
+            "mcd_cli.methods.logit_losses:DKD", "kd in two parts with separate weights (Zhao et al. 2022)", ("total",)
         ),
         "lskd": MethodSpec(
             "mcd_cli.methods.logit_losses:LSKD", "kd of standardised logits (Sun et al. 2024)", ("total",)
@@ -114,7 +114,7 @@ METHODS = Table(
         ),
         "nkd": MethodSpec("mcd_cli.methods.logit_losses:NKD", "normalised kd (Yang et al. 2023)", ("total",)),
         "wttm": MethodSpec(
-            "mcd_cli.methods.logit_losses:WTTM", "a temperature for the teacher alone (Zheng & Yang 2024)", ("total",)
+            "mcd_cli.methods.logit_losses:WTTM", "a temperature only for the teacher (Zheng & Yang 2024)", ("total",)
         ),
         "dist": MethodSpec(
             "mcd_cli.methods.logit_losses:DIST", "correlation with the teacher (Huang et al. 2022)", ("total",)
@@ -123,7 +123,7 @@ METHODS = Table(
             "mcd_cli.methods.logit_losses:RLD", "dkd without the teacher's mistakes (Sun et al. 2025)", ("total",)
         ),
         "wsld": MethodSpec(
-            "mcd_cli.methods.logit_losses:WSLD", "less kd where the student knows better (Zhou et al. 2021)", ("total",)
+            "mcd_cli.methods.logit_losses:WSLD", "less kd where the student is better (Zhou et al. 2021)", ("total",)
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""A method that is a bank of losses. Where their weights come from, its subclasses say."""
+"""Methods defined by a bank of losses. The subclasses say where the weights come from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Bank(Method):
     """L_j = 1/n Σ_i Σ_c w_ijc ℓ_ijc over the losses c of `terms`; this class leaves w to a C-NET."""
 
     def terms(self) -> tuple[Term, ...]:
-        """The losses, where there are two students or more."""
+        """The losses, if there are two students or more."""
         raise NotImplementedError
 
     def chosen(self) -> tuple[Term, ...] | None:
-        """The losses that the recipe names, if it does."""
+        """The losses that the recipe names, if any."""
         losses = self.settings.losses
         return None if losses is None else tuple(loss.term(self.settings.tau) for loss in losses)
 
@@ -34,7 +34,7 @@ class Bank(Method):
         return followed(self.of(batch.logits.shape[1]), batch)
 
     def of(self, num_students: int) -> tuple[Term, ...]:
-        """The losses for that many students: one student pooled with itself has nothing to learn from itself."""
+        """The losses for that many students: a single student has no pooled target."""
         return tuple(term for term in self.terms() if num_students > 1 or term.follows != POOLED)
 
 
@@ -54,7 +54,7 @@ class OwnBank(ConstantBank):
 
 
 def followed(bank: Sequence[Term], batch: BatchContext) -> Tensor | None:
-    """The logits that the bank's losses follow, [n, k or 1, g, C]; None where the labels are enough for all."""
+    """The logits that the bank's losses follow, [n, k or 1, g, C]; None if no loss follows any."""
     z, z_teacher = batch.logits, batch.teachers[TEACHER]
     made = {
         TEACHER: lambda: z_teacher[:, None],

@@ -1,4 +1,4 @@
-"""What a method answers; the engine asks and never knows which method it runs."""
+"""What a method must define. The engine uses only this, and never checks which method it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PreparationData:
-    """What a method may look at before a stage's first step: the training images un-augmented, eval mode."""
+    """What a method may look at before a stage's first step: the training images without augmentation, in eval mode."""
 
     ids: Tensor  # [N] sample ids of the training split (or of a few images, where the pass is only timed)
     labels: Tensor  # [N]
@@ -41,14 +41,14 @@ class BatchContext:
     logits: Tensor  # [n, k, C], the students', detached
     teachers: Mapping[str, Tensor]  # name → logits [n, C]
     tables: Mapping[str, Tensor]  # what `prepare` returned
-    step_index: Callable[[], int]  # steps before this one in the stage; a step that asks, or draws, is no CUDA graph
+    step_index: Callable[[], int]  # steps before this one in the stage; a step that calls this or draws is not graphed
     draw: Callable[[str], torch.Generator]  # randomness of this step, by purpose
 
 
 class Method:
-    """Base of all methods: every student follows its losses alone, with constant weights.
+    """Base of all methods: every student has only its own losses, with constant weights.
 
-    A method whose weights are learned (`learned` in its row) leaves `weights` out.
+    A method whose weights are learned (`learned` in its row) does not define `weights`.
     """
 
     losses: tuple[str, ...] = ("alpha",)
@@ -66,7 +66,7 @@ class Method:
         return self.losses
 
     def bank(self, stage: Stage) -> tuple[Term, ...]:
-        """The losses themselves: without a word, the label's, then kd to each target at `distill.tau`."""
+        """The losses themselves; by default the label's, then kd to each target at `distill.tau`."""
         label, *others = self.loss_names(stage)
         return (term("ce", name=label), *(term("kd", name=name, tau=self.settings.tau) for name in others))
 
@@ -75,11 +75,11 @@ class Method:
         return {}
 
     def summary(self, tables: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What metrics.jsonl says of `prepare`, in a stage's first line: plain JSON."""
+        """The summary of `prepare` in the stage's first line of metrics.jsonl: plain JSON."""
         return {}
 
     def targets(self, batch: BatchContext) -> Tensor | None:
-        """The logits that the bank's losses follow, in order, [n, k or 1, g, C]; None where the labels are enough."""
+        """The logits that the bank's losses follow, in order, [n, k or 1, g, C]; None if no loss follows any."""
         return None
 
     def weights(self, batch: BatchContext) -> Tensor:
@@ -88,5 +88,5 @@ class Method:
 
 
 def constants(like: Tensor, values: Sequence[float]) -> Tensor:
-    """Those values, [len(values)], of that tensor's type; made on its device, as a copy would wait for it."""
+    """The values, [len(values)], with that tensor's dtype, created on its device: a copy from the host would wait."""
     return torch.stack([like.new_full((), value) for value in values])

@@ -1,4 +1,4 @@
-"""CE: the labels alone, for the same epochs as every other method (Table 1, column CE)."""
+"""CE: only the labels, for the same epochs as every other method (Table 1, column CE)."""
 
 from __future__ import annotations
 

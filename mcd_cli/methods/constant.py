@@ -1,4 +1,4 @@
-"""Control (b): the losses of MC-Distil under constant weights, so the pooled term without C-NET."""
+"""Control (b): the losses of MC-Distil with constant weights, so the pooled term without a C-NET."""
 
 from __future__ import annotations
 

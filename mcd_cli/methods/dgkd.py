@@ -13,7 +13,7 @@ from mcd_cli.methods.base import TEACHER, BatchContext, Method, Stage, constants
 class DGKD(Method):
     """L_j = q(1 − λ) 1/n Σ_i ce_ij + λ Σ_t 1/n Σ_i kd_ij(z_t), over t ∈ {T, S₁ … S_{j−1}}, q of them.
 
-    The larger students are distilled before, one after another by falling parameter count, and frozen at their
+    The larger students are distilled first, one after another by falling parameter count, and frozen at their
     best on val. `drop`: in every step each of them (never T) is left out with this probability, and q counts those
     kept. `normalise`: divided by q, so that the total weight is kd's.
     """

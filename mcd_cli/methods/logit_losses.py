@@ -39,7 +39,7 @@ class NKD(ConstantBank):
 
 
 class WTTM(ConstantBank):
-    """L_j = 1/n Σ_i ce_ij + 4 wttm_ij, τ = 5 for the teacher alone (Zheng & Yang 2024; weights tuned for each pair)."""
+    """L_j = 1/n Σ_i ce_ij + 4 wttm_ij, τ = 5 only for the teacher (Zheng & Yang 2024; weights tuned for each pair)."""
 
     def terms(self) -> tuple[Term, ...]:
         return term("ce"), term("wttm")

@@ -1,4 +1,4 @@
-"""Meta-Distil (after AMAL, Sivasubramanian et al. 2023): each student alone with a C-NET of its own."""
+"""Meta-Distil (after AMAL, Sivasubramanian et al. 2023): each student separately, with its own C-NET."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class RMC(KD):
     """L_j = 1/n Σ_i (1 − λ) ce_ij + λ kd_ij(d_i · z_T), d_i = α + (1 − α)(v_i − v_min)/(v_max − v_min).
 
     v_i is the variance over the warm-started students of their CE losses on the un-augmented image i, computed
-    once. The paper takes students of different capacity where Du et al. take different sparsity. `clip`: v is cut
-    at its 99th percentile first, as outliers drive the maximum.
+    once. The paper's students differ in capacity, those of Du et al. in sparsity. `clip`: v is cut
+    at its 99th percentile first, because outliers would decide the maximum.
     """
 
     def prepare(self, data: PreparationData) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Rule: a hand-made rule in the place of C-NET, with C-NET's own information and no parameters."""
+"""Rule: a fixed rule in the place of C-NET, with the same information and no parameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mcd_cli.methods.kd import KD
 class Rule(KD):
     """L_j = 1/n Σ_i α_i ce_ij + β_i kd_ij(z_T), α_i = total · softmax(z_iT)[y_i], β_i = total − α_i.
 
-    The label counts as much as the teacher believes it: a wrong label is left to the teacher. Control: what C-NET's
-    weights of single images must beat.
+    The label's weight is the teacher's probability of it, so the teacher replaces labels that it finds wrong. A control
+    that C-NET's instance weights must beat.
     """
 
     def weights(self, batch: BatchContext) -> Tensor:

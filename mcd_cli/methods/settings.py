@@ -15,7 +15,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class LossSection(BaseModel):
-    """One loss of a bank; what is left out is the loss's own default. `"kd:pooled"` is `{loss, follows}` in short."""
+    """One loss of a bank; what is left out has the loss's default. `"kd:pooled"` is short for `{loss, follows}`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -26,7 +26,7 @@ class LossSection(BaseModel):
     tau: float | None = Field(None, gt=0)
     """Its temperature."""
     weight: float | None = Field(None, ge=0)
-    """Its weight, where no C-NET sets it."""
+    """Its weight, if no C-NET sets it."""
     ramp: float | None = Field(None, ge=0, le=1)
     """Share of the training over which it grows from 0."""
 
@@ -46,7 +46,7 @@ class LossSection(BaseModel):
     @model_validator(mode="after")
     def _labels_have_no_target(self) -> LossSection:
         if not LOSSES[self.loss].follows and (self.follows is not None or self.tau is not None):
-            raise ValueError(f"{self.loss} follows the labels alone, at temperature 1; remove follows and tau")
+            raise ValueError(f"{self.loss} uses only the labels, at temperature 1; remove follows and tau")
         return self
 
     def term(self, recipe_tau: float) -> Term:
@@ -83,7 +83,7 @@ class DistillSection(BaseModel):
     constants: Annotated[tuple[Weight, Weight, Weight], Field(strict=False)] = (0.5, 0.5, 0.5)
     """The weights (α, β, γ) of the label, the teacher and the pooled students."""
     losses: Annotated[tuple[LossSection, ...], Field(strict=False, min_length=1)] | None = None
-    """The bank: a list of [losses](methods.md#losses), such as `["ce", "nckd", "kd:pooled"]`, each of them a name or a
+    """The bank: a list of [losses](methods.md#losses), such as `["ce", "nckd", "kd:pooled"]`, each a name or a
     table `{loss, follows, tau, weight, ramp}`. Unset: the paper's losses."""
 
     @field_validator("losses")

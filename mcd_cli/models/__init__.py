@@ -67,7 +67,7 @@ COORDINATORS = Table(
         "scalar": Row("mcd_cli.models.coordinator:ScalarCoordinator"),
     },
 )
-"""C-NETs that are no architectures, as they do not see the image: (num_seen, num_outputs) → network."""
+"""C-NETs that are not architectures, because their input is not the image: (num_seen, num_outputs) → network."""
 
 
 def build(arch: str, num_classes: int) -> nn.Module:

@@ -45,7 +45,7 @@ class LossCoordinator(nn.Module):
 
 
 class PerStudent(nn.Module):
-    """Control (d): one network per student, initialised like the network of a run with that student alone."""
+    """Control (d): one network per student, initialised like the network of a run with only that student."""
 
     def __init__(self, network: nn.Module, num_students: int) -> None:
         super().__init__()

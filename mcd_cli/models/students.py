@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(make: Callable[[], M], *key: int | str) -> M:
-    """Create a module whose initial weights depend on the key alone; the global generator is not affected."""
+    """Create a module whose initial weights depend only on the key; the global generator is not affected."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", *key))
         return make()

@@ -69,14 +69,14 @@ def directional_losses(
     """⟨v_j, ∇ℓ_ijc(θ_j)⟩ for every instance i, student j and loss c, in one forward-mode pass.
 
     theta: the parameters before the real step; losses: logits [n, k, C] → ℓ [n, k, c], with constant targets.
-    Returns [n, k, c]. (z_ij depends on θ_j alone, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
+    Returns [n, k, c]. (z_ij depends only on θ_j, so one direction serves all students: ż_ij = ⟨v_j, ∇z_ij⟩.)
     """
     with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level(), Overrides(FORWARD_MODE):
         # torch's own forward-mode rules still use torch.jit.script, which newer versions deprecate
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is ")
         parameters = {name: forward_ad.make_dual(theta[name], v[name]) for name in theta}
         z, z_dot = forward_ad.unpack_dual(without_side_effects(students, parameters, x))
-    # ℓ_ijc depends on z_ij alone. (Forward mode through the losses would import torch's compiler, which takes 2 s.)
+    # ℓ_ijc depends only on z_ij. (Forward mode through the losses would import torch's compiler, which takes 2 s.)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         each = losses(z).sum(dim=(0, 1))

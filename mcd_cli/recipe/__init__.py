@@ -1,4 +1,4 @@
 """Recipes: every setting that decides a run's result, typed and frozen, and the reader of recipe files. No torch.
 
-A new key in schema.py changes every recipe's hash, so runs started before it can no longer be resumed.
+A new key in schema.py belongs in ADDED, too. Otherwise it changes every recipe's hash, and older runs cannot resume.
 """

@@ -22,9 +22,12 @@ STUDENT_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # used as a file name
 PAPER_STUDENTS = {f"resnet10-{size}": f"resnet10-{size}" for size in ("m", "s", "xs", "xxs", "xxxs")}
 
 ADDED = {"": ("student",), "augment": ("mixup", "cutmix"), "distill": ("losses",), "ema": ("decay",)}
-"""Keys that are younger than version 0.1.0, by table ("": the top level). Such a key is no part of `Recipe.content`
-while it is at its default, nor is a table without other keys, so a recipe that does not use it keeps its hash, and runs
-from before the key can be resumed. Therefore its default means what the program did without it, and never changes."""
+"""Keys that are younger than version 0.1.0, by table ("": the top level).
+
+Such a key is left out of `Recipe.content` while it has its default, and so is a table without other keys. So a recipe
+that does not use it keeps its hash, and runs from before the key can be resumed. Therefore its default means what the
+program did without it, and never changes.
+"""
 
 MAX_EPOCHS = 1_000_000
 MAX_SEED = 2**63 - 1  # every TOML and JSON reader can hold it
@@ -79,7 +82,7 @@ class TeacherSection(Section):
         if self.file is None and self.norm != "auto":
             raise ValueError("norm applies only to a teacher file; remove it, or set teacher.file")
         if self.file is not None and self.unseen:
-            raise ValueError("unseen applies only to a teacher that mcd trains; remove it, or set teacher.arch alone")
+            raise ValueError("unseen applies only to a teacher that mcd trains; remove it, or set only teacher.arch")
         if self.pretrained and (self.file is not None or torchvision_name(str(self.arch)) is None):
             raise ValueError(
                 "pretrained applies only to a torchvision teacher that mcd trains; use arch torchvision:NAME"
@@ -88,7 +91,7 @@ class TeacherSection(Section):
 
 
 class WarmStartSection(Section):
-    """Training of every student on the labels alone, before the method starts (the paper's A.3)."""
+    """Training of every student with the labels only, before the method starts (the paper's A.3)."""
 
     epochs: int = Field(200, ge=0, le=MAX_EPOCHS)
     """Epochs; with 0 the students start from random weights."""

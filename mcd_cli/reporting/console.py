@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPED_WIDTH = 10_000  # nothing is wrapped or cut where a program reads
+_PIPED_WIDTH = 10_000  # nothing is wrapped or cut if a program reads the output
 
 
 def results() -> Console:
@@ -29,7 +29,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def table(console: Console, *columns: str, title: str | None = None) -> Table:
-    """An empty table: the first column is a name, the others are numbers; plain where nobody looks."""
+    """An empty table: the first column is a name, the others are numbers; plain if the output is not a terminal."""
     drawn = Table(
         box=box.SIMPLE_HEAD if console.is_terminal else None,
         pad_edge=False,
@@ -43,5 +43,5 @@ def table(console: Console, *columns: str, title: str | None = None) -> Table:
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of `--json`."""
+    """Print the one JSON document of `--json`."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

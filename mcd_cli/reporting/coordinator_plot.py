@@ -1,4 +1,4 @@
-"""What C-NET learned, as a picture: per student the course of its weights, by class, and the extreme images."""
+"""Plots what C-NET learned: each student's loss weights by epoch and by class, and the extreme images."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ COLUMNS = (
 
 
 def draw_story(metrics: Iterable[EpochRecord], folder: Path, pixels: Callable[[int], Pixels] | None = None) -> bool:
-    """Write coordinator.png and .svg into the folder; False where no C-NET has learned anything.
+    """Write coordinator.png and .svg into the folder; False if no C-NET has learned anything.
 
     metrics: a run's records; pixels: sample id → uint8 [3, H, W], to show the extreme images themselves
-    if they are available, not only their ids. Raises RunFailed where it cannot write.
+    if they are available, not only their ids. Raises RunFailed if a file cannot be written.
     """
     figure = story_figure(metrics, pixels)
     if figure is None:
@@ -42,9 +42,9 @@ def draw_story(metrics: Iterable[EpochRecord], folder: Path, pixels: Callable[[i
 
 
 def story_figure(metrics: Iterable[EpochRecord], pixels: Callable[[int], Pixels] | None = None) -> Figure | None:
-    """A row per student: course, classes, extreme images; None where no C-NET has learned anything.
+    """A row per student: epochs, classes, extreme images; None if no C-NET has learned anything.
 
-    Placed by hand: to find the same places by drawing all of it first takes as long as drawing it.
+    All positions are given: finding them automatically would draw everything once more.
     """
     from matplotlib.figure import Figure
 
@@ -85,7 +85,7 @@ def story_figure(metrics: Iterable[EpochRecord], pixels: Callable[[int], Pixels]
 
 
 def courses_of(metrics: Iterable[EpochRecord]) -> dict[str, list[tuple[int, StudentRecord]]]:
-    """Student → (epoch, what its line says) of the epochs in which a C-NET weighed its losses."""
+    """Student → (epoch, its record) for the epochs in which a C-NET set its loss weights."""
     courses: dict[str, list[tuple[int, StudentRecord]]] = {}
     for line in metrics:
         for name, student in line.students.items():
@@ -118,7 +118,7 @@ def _course(axes: Axes, course: list[tuple[int, StudentRecord]]) -> None:
 
 
 def _classes(axes: Axes, images: ImagesRecord) -> None:
-    """Mean weight of each class, sorted by β; the ends are named."""
+    """Mean weight of each class, sorted by β; with many classes, only the first and last three are named."""
     beta = images.by_class[leading(list(images.by_class))]
     order = sorted(beta, key=lambda name: beta[name])
     for style, of_class in zip(loss_styles(images.by_class), images.by_class.values(), strict=True):

@@ -20,14 +20,14 @@ Z95 = 1.96  # standard errors: 95 % of a normal distribution
 
 
 def ladder_table(ladder: Ladder, console: Console) -> Table:
-    """The ladder as people compare it; accuracies on the test set, ± is 95 %. With NLL and ECE where they fit."""
+    """The ladder as a table; accuracies are on the test set, ± is the 95 % interval. With NLL and ECE if they fit."""
     drawn = _with_columns(ladder, console, scored=True)
     needed = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
     return drawn if needed <= console.width else _with_columns(ladder, console, scored=False)
 
 
 def _with_columns(ladder: Ladder, console: Console, *, scored: bool) -> Table:
-    warm_start = "CE\n(warm start)" if console.is_terminal else "CE (warm start)"  # 80 columns are enough
+    warm_start = "CE\n(warm start)" if console.is_terminal else "CE (warm start)"  # fits into 80 columns
     drawn = table(console, "student", "MACs", "params", "bytes", warm_start, ladder.method, "gain", *SCORES * scored)
     for column in drawn.columns:
         column.no_wrap = True
@@ -54,13 +54,13 @@ def shown_scores(student: StudentEntry, show: Callable[[float], str], missing: s
 
 
 def caption(ladder: Ladder) -> str:
-    """What the table's figures were measured on."""
+    """The data and the teacher behind the table's figures."""
     teacher = "" if ladder.teacher is None else f"; teacher {ladder.teacher.arch} {ladder.teacher.accuracy.test:.1%}"
     return f"{num_test_images(ladder):,} test images, seed {ladder.seed} (n = 1); ± and noise at 95 %{teacher}"
 
 
 def num_test_images(ladder: Ladder) -> int:
-    """Raises UserError where the manifest does not say."""
+    """The number of test images. Raises UserError if the manifest does not say."""
     num = ladder.dataset.sizes.get("test", 0)
     if not num:
         raise UserError("the manifest does not say how many test images there were (dataset.sizes.test)")
@@ -68,7 +68,7 @@ def num_test_images(ladder: Ladder) -> int:
 
 
 def standard_error(accuracy: float, num_images: int) -> float:
-    """Of an accuracy measured on that many images (binomial)."""
+    """The standard error of an accuracy measured on that many images (binomial)."""
     return math.sqrt(accuracy * (1 - accuracy) / num_images)
 
 
@@ -77,7 +77,7 @@ def shown_gain(gain: float, p: float | None) -> str:
 
 
 def print_ladder(ladder: Ladder, json_output: bool) -> None:
-    """The result on stdout: a table, or the manifest as one JSON document."""
+    """Print the result on stdout: a table, or the manifest as one JSON document."""
     if json_output:
         assert ladder.folder is not None
         print_json(ladder.document() | {"run": str(ladder.folder)})

@@ -1,4 +1,4 @@
-"""What a finished run has to tell, as sections: the model card, and the words and tables of the page."""
+"""A finished run as sections: the model card, and the texts and tables of the HTML page."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Section:
 
 
 def students(ladder: Ladder) -> Section:
-    """What each costs and reaches."""
-    head = ("student", "architecture", "MACs", "params", "bytes", "CE (warm start)", "test", "gain", "V", *SCORES)
+    """Each student's cost and accuracy."""
+    head = ("student", "architecture", "MACs", "params", "bytes", "CE (warm start)", "test", "gain", "val", *SCORES)
     rows = []
     for s in ladder.students:
         num_test = ladder.dataset.sizes.get("test")
@@ -74,8 +74,8 @@ def calibration(ladder: Ladder) -> Section:
 
 
 def exports(ladder: Ladder) -> Section:
-    """Which ONNX files passed which gate."""
-    head = ("file", "bytes", "judged on", "accuracy", "against the float32 model", "logits", "sha256")
+    """The ONNX files and the results of their checks."""
+    head = ("file", "bytes", "checked on", "accuracy", "against the float32 model", "logits", "sha256")
     rows = tuple(
         (
             s.exports[format].rpartition("/")[2],
@@ -91,10 +91,10 @@ def exports(ladder: Ladder) -> Section:
         if format in s.exports
     )
     if not rows:
-        return Section("Exports", ("Nothing is exported yet: `mcd export` does it.",))
+        return Section("Exports", ("Nothing is exported yet; run `mcd export`.",))
     note = (
         "A float32 file is kept only if onnxruntime's logits differ from the model's by no more than 1e-4 of the "
-        "largest and every prediction is the same; an int8 file only if its accuracy on val falls no more than allowed."
+        "largest and every prediction is the same; an int8 file only if it loses no more accuracy on val than allowed."
     )
     return Section("Exports", (Grid(head, rows), note))
 
@@ -108,18 +108,18 @@ def _gate(entry: ExportEntry) -> str:
     fell = (
         f"{100 * abs(gate['drop']):.2f} points {'lost' if gate['drop'] > 0 else 'gained'}"
         if gate["drop"]
-        else "as good"
+        else "no change"
     )
     times = gate.get("p50_ms", {})
     if len(times) < 2:
         return fell
     slower = "slower" if times["int8"] > times["onnx"] else "faster"
-    shown = f"{show_ms(times['int8'], 3)} for {show_ms(times['onnx'], 3)}"
+    shown = f"{show_ms(times['int8'], 3)} instead of {show_ms(times['onnx'], 3)}"
     return f"{fell} (allowed: {100 * gate['max_drop']:g}); {slower}: {shown}"
 
 
 def latencies(ladder: Ladder) -> Section:
-    """By hardware."""
+    """Latencies by hardware."""
     head = ("network", "batch", "p50", "p90", "p99", "calls")
     blocks: list[str | tuple[str, ...] | Grid] = []
     for hardware in dict.fromkeys(key for s in ladder.students for key in s.latency):
@@ -134,7 +134,7 @@ def latencies(ladder: Ladder) -> Section:
             for t in s.latency.get(hardware, ())
         ]
         blocks += [f"On {hardware}:", Grid(head, tuple(rows))]
-    return Section("Latencies", tuple(blocks) or ("Not measured yet: `mcd profile --run DIR --latency` does it.",))
+    return Section("Latencies", tuple(blocks) or ("Not measured yet; run `mcd profile --run DIR --latency`.",))
 
 
 def _variant_name(student: StudentEntry, format: str) -> str:
@@ -142,10 +142,10 @@ def _variant_name(student: StudentEntry, format: str) -> str:
 
 
 def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
-    """C-NET's story: where its weights began, where they ended, and whether they still tell images apart."""
+    """C-NET's weights in the first and the last epoch, and whether they still differ between images."""
     own = [record for record in records if record.is_of_method]
     learned = [record for record in own if any(s.spread for s in record.students.values())]
-    title = "How the losses were weighed"
+    title = "How the losses were weighted"
     if not learned:
         weights = {name: s.weights for record in last_of_stage(own) for name, s in record.students.items()}
         losses = list(dict.fromkeys(loss for own in weights.values() for loss in own))
@@ -157,9 +157,9 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
         return Section(title, (f"{intro} Mean weight of each loss in the last epoch:", Grid(head, tuple(rows))))
     updates = max(record.coordinator_updates for record in learned)
     intro = (
-        f"C-NET, updated {updates:,} times by the students' loss on val, weighed every image's losses for every "
-        "student. Below: the mean weight over images in its first and last epoch, its spread over images (standard "
-        "deviation) and the share of outputs within 2 % of 0 or 1, both in the last epoch."
+        f"C-NET, updated {updates:,} times by the students' loss on val, set the weights of every image's losses for "
+        "every student. Below: the mean weight over images in its first and last epoch, its spread over images "
+        "(standard deviation) and the share of outputs within 2 % of 0 or 1, both in the last epoch."
     )
     rows = []
     for student in ladder.students:
@@ -173,14 +173,12 @@ def coordinator(ladder: Ladder, records: Sequence[EpochRecord]) -> Section:
             rows.append((student.name, loss_label(symbol), *(f"{value:.3f}" for value in figures), saturated))
     head = ("student", "weight of", "first epoch", "last epoch", "spread", "saturated")
     warnings = tuple(dict.fromkeys(warning for record in last_of_stage(learned) for warning in degenerate(record)))
-    verdict = warnings or (
-        "At the end the weights of every student still differ between images, or lie off their ends.",
-    )
+    verdict = warnings or ("In the last epoch, every student's weights differ between images or are not near a limit.",)
     return Section(title, (intro, Grid(head, tuple(rows)), verdict))
 
 
 def card(ladder: Ladder) -> list[Section]:
-    """The model card: what these models are, for what, on what they were trained and measured, and their limits."""
+    """The model card: what the models are, what they are for, their training and test data, and their limits."""
     data, teacher = ladder.dataset, ladder.teacher
     classes = ", ".join(data.classes[:12]) + (f", … ({len(data.classes)} in all)" if len(data.classes) > 12 else "")
     shape = "×".join(map(str, data.input_shape))
@@ -213,7 +211,7 @@ def card(ladder: Ladder) -> list[Section]:
 def _teacher(ladder: Ladder) -> str:
     teacher = ladder.teacher
     assert teacher is not None
-    saw = {True: "it has seen V", False: "it has not seen V", None: "whether it has seen V is not known"}[
+    saw = {True: "it has seen val", False: "it has not seen val", None: "whether it has seen val is unknown"}[
         teacher.saw_val
     ]
     reached = f"{show_percent(teacher.accuracy.test)} on test, {show_percent(teacher.accuracy.val)} on val"
@@ -228,7 +226,7 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
         else "The probabilities are not calibrated."
     )
     yield (
-        f"For images of exactly these classes, framed as in {ladder.dataset.name}. Every image is given one "
+        f"For images of exactly these classes, framed as in {ladder.dataset.name}. Every image gets one "
         f"of the classes, even if it shows none of them. {odds}"
     )
     run = "RUN" if ladder.folder is None else ladder.folder.name
@@ -241,19 +239,19 @@ def _use(ladder: Ladder, shape: str) -> Iterator[str | tuple[str, ...]]:
 
 
 def _limits(ladder: Ladder) -> Iterator[str]:
-    yield "One seed (n = 1): differences between students or methods of a point or so may be another seed's reverse."
+    yield "One seed (n = 1): with another seed, small differences between students or methods may be reversed."
     yield (
-        "val chose each student's checkpoint and temperature (and trained C-NET, where there is one): its figures are "
+        "val chose each student's checkpoint and temperature (and trained C-NET, if there is one): figures on it are "
         "optimistic."
     )
-    yield "The test set was read once, at the end; int8 files are judged on val only."
+    yield "The test set was read once, at the end; int8 files are checked only on val."
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
-        yield "The teacher may have been trained on images of val, so V may flatter what follows it closely."
-    yield "Nothing is known of images from elsewhere, of subgroups, or of inputs made to deceive."
+        yield "The teacher may have been trained on images of val, so accuracy on val may be too high."
+    yield "Not tested: images from other sources, subgroups, and adversarial inputs."
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """GitHub's dialect."""
+    """GitHub-flavoured Markdown."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")

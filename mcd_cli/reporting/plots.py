@@ -1,4 +1,4 @@
-"""A run in pictures: accuracy over MACs, and how it came about. PNG for the eye, SVG for paper and pages."""
+"""The plots of a run: accuracy over MACs, and the course of training. Each is written as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST_AREA = 700.0  # of a student's disc, in square points
 
 
 def draw(ladder: Ladder, folder: Path) -> list[Path]:
-    """Write the pictures of `render` into the folder; returns their paths. Raises RunFailed where it cannot."""
+    """Write the pictures of `render` into the folder; returns their paths. Raises RunFailed if it cannot."""
     pictures = render(ladder)
     for name, content in pictures.items():
         write_whole(folder / name, content)
@@ -30,7 +30,7 @@ def draw(ladder: Ladder, folder: Path) -> list[Path]:
 
 
 def render(ladder: Ladder) -> dict[str, bytes]:
-    """ladder.png and .svg and, where the run's metrics are there, training.png and .svg."""
+    """ladder.png and .svg and, if the run has metrics, training.png and .svg."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -108,7 +108,7 @@ def _label(
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # the names move nothing; to lay all out again takes longer than to draw it
+    figure.set_layout_engine(None)  # placing names moves nothing else; a new layout would take longer than drawing
     scale = figure.dpi / 72
     taken = []
     for a, b, radius, start in zip(x, y, radii, starts, strict=True):
@@ -142,7 +142,7 @@ def _label(
 
 
 def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
-    """Accuracy on val over the epochs and, where C-NET has learned them, each student's weights with their spread."""
+    """Accuracy on val over the epochs and, if C-NET has learned them, each student's weights with their spread."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -189,7 +189,7 @@ def training_figure(ladder: Ladder, records: Sequence[EpochRecord]) -> Figure:
     axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[-1].set_xlabel("epoch" + ("; C-NET's weights: mean over images, band: one standard deviation" * bool(learned)))
     num_val = ladder.dataset.sizes.get("val")
-    figure.suptitle(_title(ladder, f"V of {num_val:,} images" if num_val else "V"), fontsize=10, x=0.02, ha="left")
+    figure.suptitle(_title(ladder, f"val of {num_val:,} images" if num_val else "val"), fontsize=10, x=0.02, ha="left")
     return figure
 
 

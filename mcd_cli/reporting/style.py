@@ -1,4 +1,4 @@
-"""One look for all pictures: colours, fonts, and the files that a figure is written as."""
+"""The common style of all plots: colours, fonts, and file formats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHERS = ("#3a8f5c", "#8a5fb0", "#d08a1d", "#3aa5a5", "#a0522d")
 
 
 def loss_styles(names: Iterable[str]) -> list[LossStyle]:
-    """How these losses are shown together: a loss that has no letter goes by its name."""
+    """How these losses are shown together: a loss without a letter is shown by its name."""
     colours = cycle(OTHERS)
     return [LOSSES[name] if name in LOSSES else LossStyle(name, next(colours)) for name in names]
 

@@ -15,7 +15,7 @@ class Grid:
     best: frozenset[tuple[int, int]] = frozenset()
 
     def markdown(self) -> str:
-        """GitHub's dialect."""
+        """GitHub-flavoured Markdown."""
         shown = [
             [f"**{cell}**" if (i, j) in self.best else cell.replace("|", "\\|") for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)

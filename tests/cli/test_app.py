@@ -179,7 +179,7 @@ def test_dry_run(
         document = json.loads(said.out)
         assert document["recipe"]["seed"] == 7
         assert document["recipe"]["deterministic"] is False  # --fast
-        assert "another run has other bits" in said.err
+        assert "a rerun will not be bit-identical" in said.err
         assert [student["name"] for student in document["students"]] == TINY["students"]
         assert document["estimate_seconds"] > 0
     else:

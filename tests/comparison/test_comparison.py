@@ -264,9 +264,9 @@ def test_what_does_not_belong_is_refused_not_averaged(whole: Path, tmp_path: Pat
     kd = Path("cells") / "kd-seed1"
     for i, (keys, value, message) in enumerate(
         [
-            (("dataset", "fingerprint"), "another", "made with another data"),
-            (("dataset", "split_seed"), 9, "made with another split seed"),
-            (("teacher", "sha256"), "0" * 64, "made with another teacher"),
+            (("dataset", "fingerprint"), "another", "differ in their data"),
+            (("dataset", "split_seed"), 9, "differ in their split seed"),
+            (("teacher", "sha256"), "0" * 64, "differ in their teacher"),
             (("recipe_sha256",), "0" * 64, "made with a different recipe"),
         ]
     ):
@@ -282,7 +282,7 @@ def test_other_test_images_and_another_recipe_are_refused(whole: Path, tmp_path:
     predicted = load_file(path)
     predicted["test"] = predicted["test"][::-1].copy()
     save_file(predicted, path)
-    with pytest.raises(UserError, match="made with another test images"):
+    with pytest.raises(UserError, match="differ in their test images"):
         comparison.document([], None)
     shutil.copytree(whole, tmp_path / "swapped")
     cells = tmp_path / "swapped" / "cells"

@@ -216,7 +216,7 @@ def _with(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
         (_with(7, "students", 0, "name"), "name: input should be a valid string, got 7"),
         (_with("Big One", "students", 0, "name"), "name must be of a-z"),
         (_with("s", "students", 0, "name"), "two students have the same name"),
-        (_with("a b", "students", 0, "arch"), "arch is no architecture"),
+        (_with("a b", "students", 0, "arch"), "arch is not a valid architecture"),
         (_with("xyz", "students", 0, "sha256"), "64 hexadecimal"),
         (_with({"here": [timing(0)]}, "students", 0, "latency"), r"latency.here\[0\]: .*above 0"),
         (

@@ -211,8 +211,8 @@ def test_a_bank_of_ones_own(name: str) -> None:
     ("losses", "message"),
     [
         (["ce", "nckdd"], "did you mean nckd"),
-        (["ce:teacher"], "ce follows the labels alone"),
-        ([{"loss": "ce", "tau": 2.0}], "ce follows the labels alone"),
+        (["ce:teacher"], "ce uses only the labels"),
+        ([{"loss": "ce", "tau": 2.0}], "ce uses only the labels"),
         (["kd", "kd"], "kd is listed twice"),
         (["kd:nobody"], "distill.losses"),
         ([{"loss": "kd", "tau": 0}], "distill.losses"),

@@ -141,7 +141,7 @@ def test_the_card(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     student = load_ladder(run).students[0]
     assert student.exported["int8"].sha256[:12] in text
     assert "0 changed" in text
-    assert re.search(r"(slower|faster): [\d.]+[um]s for", text)
+    assert re.search(r"(slower|faster): [\d.]+[um]s instead of", text)
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| resnet10-xxs |")}
     assert widths <= {7, 12}
     calibration = student.calibration

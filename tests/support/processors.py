@@ -19,8 +19,8 @@ STEPS = TESTS / "system" / "test_steps.py"
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
-def steps_under(onednn: str, aten: str | None) -> None:
-    """Run them below these limits: ONEDNN_MAX_CPU_ISA and, unless None, ATEN_CPU_CAPABILITY."""
+def steps_under(onednn: str, aten: str | None, *options: str) -> None:
+    """Run them below these limits: ONEDNN_MAX_CPU_ISA and, unless None, ATEN_CPU_CAPABILITY. options: pytest's."""
     here = torch.backends.cpu.get_cpu_capability()
     if here == "AVX2" and onednn != "SSE41" and os.environ.keys().isdisjoint(LIMITS):
         pytest.skip(f"this processor has {here}: {onednn} is no limit")
@@ -28,6 +28,6 @@ def steps_under(onednn: str, aten: str | None) -> None:
     environment |= {LIMITS[0]: onednn, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     if aten is not None:
         environment[LIMITS[1]] = aten
-    command = [sys.executable, "-m", "pytest", str(STEPS), "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(STEPS), "-q", "-p", "no:cacheprovider", *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -124,7 +124,7 @@ def select(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Choose the most accurate student within a budget.
+    """Choose the most accurate student within a budget, or the cheapest that is accurate enough.
 
     Its name is printed on stdout, the reasons on stderr.
     """

@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError
-from mcd_cli.ladder.budget import PERCENTILES, Limits
+from mcd_cli.ladder.budget import COSTS, PERCENTILES, Limits
 from mcd_cli.methods import METHODS
 from mcd_cli.norms import NORMS
 
@@ -105,7 +105,24 @@ class BudgetOptions:
         list[str] | None, Option(metavar="TIME", help="Maximum latency of one image in onnxruntime, such as 2ms.")
     ] = None
     min_accuracy: Annotated[
-        list[str] | None, Option(metavar="ACCURACY", help="Minimum accuracy on val, such as 0.72 or 72%.")
+        list[str] | None,
+        Option(metavar="ACCURACY", help="Minimum accuracy on val, such as 72%: choose the cheapest that reaches it."),
+    ] = None
+    within: Annotated[
+        list[str] | None,
+        Option(
+            metavar="ERRORS",
+            help="Choose the cheapest that is at most so many standard errors behind the best on val, such as 1se.",
+        ),
+    ] = None
+    by: Annotated[
+        list[str] | None,
+        Option(
+            metavar="COST",
+            help=f"What the cheapest has least of: {', '.join(COSTS)}.",
+            show_default=COSTS[0],
+            autocompletion=lambda: list(COSTS),
+        ),
     ] = None
     percentile: Annotated[
         list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ class Variant:
     student: StudentEntry
     format: str = FLOAT32
     latency_ms: float | None = None  # one image on this machine, if it was measured
+    correct: bytes | None = field(default=None, repr=False)  # 1 where it is right, per image of val, if stored
 
     @property
     def name(self) -> str:

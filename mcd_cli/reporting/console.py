@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -39,6 +40,26 @@ def table(console: Console, *columns: str, title: str | None = None) -> Table:
     drawn.title = None if title is None else Text(title)
     for i, column in enumerate(columns):
         drawn.add_column(Text(column), justify="right" if i else "left", no_wrap=True)
+    return drawn
+
+
+def table_that_fits(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], gives_way: Sequence[str], bold: int = -1
+) -> Table:
+    """A `table` with its rows. Too wide for the console, it loses columns in the order of `gives_way`, never a digit.
+
+    bold: the row printed bold. If nothing is left to lose, the names in the first column are broken.
+    """
+    lost: set[str] = set()
+    for losing in (*gives_way, None):
+        shown = [i for i, column in enumerate(columns) if column not in lost]
+        drawn = table(console, *(columns[i] for i in shown))
+        for number, row in enumerate(rows):
+            drawn.add_row(*(row[i] for i in shown), style="bold" if number == bold else None)
+        if console.measure(drawn, options=console.options.update(max_width=_PIPED_WIDTH)).maximum <= console.width:
+            return drawn
+        lost.add(losing or "")
+    drawn.columns[0].no_wrap, drawn.columns[0].overflow = False, "fold"
     return drawn
 
 

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 import mcd_cli
 from mcd_cli.cli import options as opt
 from mcd_cli.cli.flags import expand
+from mcd_cli.cli.help import WIDEST, GroupedHelp
 from mcd_cli.cli.startup import exit_now
 from mcd_cli.errors import Interrupted, McdError, UserError, reason_of
 from mcd_cli.methods import help_text
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -41,7 +42,7 @@ def mcd(
     """Distil one trained image classifier into a ladder of small students that help each other."""
 
 
-@app.command(epilog=f"\b\n{help_text()}")
+@app.command(cls=GroupedHelp, epilog=f"\b\n{help_text()}")
 @expand
 def distill(options: opt.DistillOptions) -> None:
     """Train a ladder of students from one teacher.
@@ -53,7 +54,7 @@ def distill(options: opt.DistillOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def compare(options: opt.CompareOptions) -> None:
     """Compare methods over several seeds under one protocol.
@@ -66,7 +67,7 @@ def compare(options: opt.CompareOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def tune(options: opt.TuneOptions) -> None:
     """Choose the recipe's most important values on val, in short runs.
@@ -78,7 +79,7 @@ def tune(options: opt.TuneOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def profile(
     archs: opt.Archs = None,
     input_shape: opt.InputShape = opt.INPUT_SHAPE,
@@ -113,7 +114,7 @@ def profile(
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def select(
     budget: opt.BudgetOptions,
@@ -133,7 +134,7 @@ def select(
     choose(run, threads=threads, print_=print_, json_output=json_output, quiet=quiet, **budget.limits())
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def export(
     run: opt.Run = None,
     format_: opt.Format = "onnx",
@@ -167,7 +168,7 @@ def export(
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def predict(
     images: opt.Images,
@@ -195,7 +196,7 @@ def predict(
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def report(
     run: opt.ReportedRun = None,
     out: opt.ReportFolder = None,
@@ -209,6 +210,27 @@ def report(
     from mcd_cli.cli.report import report as write
 
     write(run, out=out, json_output=json_output)
+
+
+@app.command("list", cls=GroupedHelp)
+def list_(kind: opt.ListedKind, json_output: opt.Json = False, debug: opt.Debug = False) -> None:
+    """List the names that options take, and the runs under ./runs."""
+    from mcd_cli.cli.list import list_names
+
+    list_names(kind, json_output=json_output)
+
+
+@app.command(cls=GroupedHelp)
+def show(
+    recipe: opt.ShownRecipe,
+    settings: opt.Settings = None,
+    json_output: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show all keys of a recipe, and the recipe that each value comes from."""
+    from mcd_cli.cli.show import show as show_recipe
+
+    show_recipe(recipe, settings=settings or [], json_output=json_output)
 
 
 def run_command() -> None:

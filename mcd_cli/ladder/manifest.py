@@ -73,6 +73,11 @@ class Ladder:
         object.__setattr__(ladder, "folder", folder)
         return ladder
 
+    @property
+    def moment(self) -> datetime:
+        """`created` as a moment in time."""
+        return _created(self.created)
+
     def document(self) -> dict[str, Any]:
         """What is stored, as plain values."""
         document: dict[str, Any] = _LADDER.dump_python(self, mode="json")

@@ -176,12 +176,18 @@ def predict(
     run: opt.Run = None,
     student: opt.Student = None,
     top: opt.Top = 1,
-    threads: opt.Threads = 1,
+    min_confidence: opt.MinConfidence = "0",
+    format_: opt.PredictFormat = "text",
+    threads: opt.PredictThreads = None,
     uncalibrated: opt.Uncalibrated = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Label images with a student, chosen by name or by budget."""
+    """Label images with a student, chosen by name or by budget.
+
+    A line per image, as soon as it is known. An image that cannot be read is named on stderr; the others are labelled,
+    and the exit code is 1.
+    """
     from mcd_cli.cli.predict import predict as label
 
     label(
@@ -190,6 +196,8 @@ def predict(
         student=student,
         top=top,
         threads=threads,
+        min_confidence=min_confidence,
+        format=format_,
         calibrated=not uncalibrated,
         json_output=json_output,
         **budget.limits(),

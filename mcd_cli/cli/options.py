@@ -145,7 +145,9 @@ ExportFolder = Annotated[
 ]
 
 # predict
-Images = Annotated[list[str], Argument(metavar="IMAGE", help="Image files, folders or patterns.")]
+Images = Annotated[
+    list[str], Argument(metavar="IMAGE", help="Image files, folders or patterns; - reads paths from stdin.")
+]
 Student = Annotated[
     str | None,
     Option(
@@ -156,6 +158,23 @@ Student = Annotated[
     ),
 ]
 Top = Annotated[int, Option("--top", "-n", metavar="N", min=1, help="Number of classes to print per image.")]
+MinConfidence = Annotated[
+    str,
+    Option("--min-confidence", metavar="SHARE", help="Leave out classes that are less probable, such as 0.9 or 90%."),
+]
+PredictFormat = Annotated[
+    str,
+    Option(
+        "--format",
+        metavar="NAME",
+        help="Lines of text, csv or jsonl.",
+        autocompletion=_of("text", "csv", "jsonl"),
+    ),
+]
+PredictThreads = Annotated[
+    int | None,
+    Option("--threads", metavar="N", min=1, max=1024, help="Batches at a time.", show_default="one per core"),
+]
 Uncalibrated = Annotated[
     bool, Option("--uncalibrated", help="Show raw probabilities: do not divide the logits by the temperature.")
 ]

@@ -50,7 +50,7 @@ def test_select_feeds_export_and_predict(
     assert code == 0
     assert all(Path(path).is_file() for path in paths.splitlines())
     code, out, err = mcd(monkeypatch, capsys, "predict", "digit.png", "--student", chosen.strip(), "--top", "2")
-    assert (code, len(out.splitlines())) == (0, 2)
+    assert (code, len(out.splitlines()), out.count("%")) == (0, 1, 2)
     assert f"runs/a: {chosen.strip()}, " in err
     code, out, _ = mcd(monkeypatch, capsys, "report")
     assert (code, out.splitlines()) == (0, ["runs/a/report.html", "runs/a/MODEL_CARD.md"])
@@ -71,7 +71,8 @@ def test_select_feeds_export_and_predict(
         ("export --max-drop -1", 2, "between 0 and 100"),
         ("export --out digit.png/x", 2, "digit.png is a file, not a folder"),
         ("export --run runs/b", 2, "the run folder runs/b does not exist"),
-        ("predict digit.png none.png", 2, "cannot read image 'none.png'"),
+        ("predict none.png", 1, "1 of 1 images cannot be read: none.png"),
+        ("predict digit.png --format xml", 2, "unknown format 'xml'"),
         ("predict digit.png --student resnet10-xxs --max-macs 1M", 2, "not both"),
         ("predict digit.png --top 0", 2, "--top"),
         ("profile --run runs/a --latency --batch 0", 2, "--batch '0'"),

@@ -92,10 +92,11 @@ def profile(
     warmup: opt.Warmup = 20,
     runs: opt.TimedCalls = 200,
     plot: opt.Plot = False,
+    paper: opt.PaperCosts = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Show MACs, parameters and bytes of architectures or of a run."""
+    """Show MACs, parameters and size of architectures or of a run's students."""
     from mcd_cli.cli.profile import profile as show
 
     show(
@@ -110,6 +111,7 @@ def profile(
         warmup=warmup,
         runs=runs,
         plot=plot,
+        paper=paper,
         json_output=json_output,
     )
 
@@ -145,12 +147,14 @@ def export(
     calibrated: opt.Calibrated = False,
     out: opt.ExportFolder = None,
     data_root: opt.DataRoot = None,
+    force: opt.ExportAgain = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
     """Write students as ONNX files that compute what the model does.
 
-    Every file is checked on real images before it is kept. Prints one path per line.
+    Every file is checked on real images before it is kept; one that passed before, and is unchanged, is not written
+    again. Prints one path per line.
     """
     from mcd_cli.cli.export import export as write
 
@@ -164,6 +168,7 @@ def export(
         preprocess=preprocess,
         calibrated=calibrated,
         data_root=data_root,
+        force=force,
         json_output=json_output,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand
@@ -31,6 +32,8 @@ class GroupedHelp(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                name, text = record
+                record = re.sub(r" <.*>$", "", name), re.sub(r"\[default: \(([^)]*)\)", r"[default: \1", text)
                 is_argument = parameter.param_type_name == "argument"
                 pages["Arguments" if is_argument else of.get(parameter.name or "", OTHERS)].append(record)
         for heading, records in pages.items():

@@ -15,7 +15,6 @@ from mcd_cli.methods import METHODS
 from mcd_cli.models import ARCHITECTURES
 from mcd_cli.reporting.console import print_json, results, table
 
-SCHEMA = 1  # of the JSON document
 RUNS = "runs"
 Rows = Iterator[tuple[str, ...]]
 
@@ -36,7 +35,7 @@ def list_names(kind: str, *, json_output: bool = False) -> None:
     columns, rows = KINDS[kind].columns, list(KINDS[kind].rows())
     if json_output:
         keys = [column.replace(" ", "_") for column in columns]
-        print_json({"schema": SCHEMA, kind: [dict(zip(keys, row, strict=True)) for row in rows]})
+        print_json({kind: [dict(zip(keys, row, strict=True)) for row in rows]})
         return
     console = results()
     drawn = table(console, *columns)

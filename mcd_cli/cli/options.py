@@ -94,7 +94,7 @@ Archs = Annotated[
     list[str] | None,
     Argument(
         metavar="ARCH",
-        help="Architectures; by default, those of the paper's Table 3.",
+        help="Architectures, as in mcd list architectures.",
         autocompletion=_OF_ARCHITECTURES,
     ),
 ]
@@ -110,6 +110,7 @@ BatchSizes = Annotated[str, Option("--batch", metavar="N,N,…", help="Batch siz
 Warmup = Annotated[int, Option(metavar="N", min=20, max=10**6, help="Number of calls before the timed ones.")]
 TimedCalls = Annotated[int, Option("--runs", metavar="N", min=200, max=10**6, help="Number of timed calls.")]
 Plot = Annotated[bool, Option("--plot", help="Draw the run's plots into its folder.")]
+PaperCosts = Annotated[bool, Option("--paper", help="Show the paper's Table 3 beside our figures.")]
 
 # select
 Print = Annotated[
@@ -143,6 +144,8 @@ ExportFolder = Annotated[
     str | None,
     Option("--out", "-o", metavar="DIR", help="Folder for the files.", show_default="the run's exports/"),
 ]
+
+ExportAgain = Annotated[bool, Option("--force", help="Export again what is there and unchanged.")]
 
 # predict
 Images = Annotated[

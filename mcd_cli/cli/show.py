@@ -9,7 +9,6 @@ from typing import Any
 from mcd_cli.recipe.loading import load_recipe, parse_setting, recipe_chain
 from mcd_cli.reporting.console import print_json, results, table
 
-SCHEMA = 1  # of the JSON document
 DEFAULT, OPTION = "default", "--set"
 
 
@@ -27,7 +26,7 @@ def show(name: str, *, settings: Sequence[str] = (), json_output: bool = False) 
     values = {key: value for key, value in _flat(recipe).items() if value != {}}
     origins = {key: _source(key, sources) for key in values}
     if json_output:
-        print_json({"schema": SCHEMA, "recipe": recipe, "from": origins})
+        print_json({"recipe": recipe, "from": origins})
         return
     console = results()
     drawn = table(console, "key", "value", "from")

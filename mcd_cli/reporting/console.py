@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+JSON_SCHEMA = 1
+"""Of the documents of `--json`, unless they have their own: keys are added, and none changes without another number."""
 _PIPED_WIDTH = 10_000  # nothing is wrapped or cut if a program reads the output
 
 
@@ -63,6 +65,6 @@ def table_that_fits(
     return drawn
 
 
-def print_json(document: Any) -> None:
-    """Print the one JSON document of `--json`."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of `--json`, with its `schema` first."""
+    sys.stdout.write(json.dumps({"schema": JSON_SCHEMA, **document}, indent=2, allow_nan=False) + "\n")

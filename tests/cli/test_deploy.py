@@ -77,6 +77,7 @@ def test_select_feeds_export_and_predict(
         ("predict digit.png --top 0", 2, "--top"),
         ("profile --run runs/a --latency --batch 0", 2, "--batch '0'"),
         ("profile --run runs/a --latency --runs 10", 2, "--runs"),
+        ("profile", 2, "name architectures (mcd profile resnet10-s; mcd list architectures), a run's students"),
         ("profile --plot", 2, "name it: --run DIR"),
         ("profile --latency", 2, "--latency needs architectures or --run"),
         ("report runs", 2, "runs is not a finished run"),
@@ -103,7 +104,7 @@ def test_a_gate_that_refuses_exits_with_4(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mcd_cli.export.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
-    code, out, err = mcd(monkeypatch, capsys, "export", "--int8")
+    code, out, err = mcd(monkeypatch, capsys, "export", "--int8", "--force")
     assert (code, out) == (4, "")
     assert "the exported file differs from the model: logits differ by at most" in err.splitlines()[-1]
     assert not (runs / f"exports/{NAME}.onnx").exists()

@@ -16,7 +16,11 @@ from mcd_cli.models import ARCHITECTURES
 from mcd_cli.reporting.console import print_json, results, table
 
 RUNS = "runs"
-Rows = Iterator[tuple[str, ...]]
+WIDE = 100  # columns
+NBSP = "\N{NO-BREAK SPACE}"
+RESUME = "mcd distill --resume RUN finishes a run; mcd select --run RUN says what is damaged"
+Cell = str | list[str] | dict[str, float]  # text, names, or students with their accuracy on val, a fraction
+Rows = Iterator[tuple[Cell, ...]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Kind:
     columns: tuple[str, ...]
     rows: Callable[[], Rows]
     remark: str = ""
+    gives_way: str = ""  # the column that a terminal narrower than `WIDE` does without
 
 
 def list_names(kind: str, *, json_output: bool = False) -> None:
@@ -38,14 +43,21 @@ def list_names(kind: str, *, json_output: bool = False) -> None:
         print_json({kind: [dict(zip(keys, row, strict=True)) for row in rows]})
         return
     console = results()
-    drawn = table(console, *columns)
+    shown = [i for i, column in enumerate(columns) if console.width >= WIDE or column != KINDS[kind].gives_way]
+    drawn = table(console, *(columns[i] for i in shown))
     for column in drawn.columns[1:]:
         column.justify, column.no_wrap = "left", False
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(_shown(row[i], NBSP if console.is_terminal else " ") for i in shown))
     console.print(drawn)
     if KINDS[kind].remark:
         console.print(KINDS[kind].remark)
+
+
+def _shown(cell: Cell, space: str) -> str:
+    if isinstance(cell, dict):
+        return ", ".join(f"{name}{space}{value:.1%}" for name, value in cell.items())
+    return cell if isinstance(cell, str) else ", ".join(cell)
 
 
 def _recipes() -> Rows:
@@ -79,8 +91,8 @@ def _runs() -> Rows:
     yield from (row for _, row in sorted(found, key=lambda run: -run[0]))
 
 
-def _run(folder: Path) -> tuple[float, tuple[str, ...]]:
-    """When it ended, or last wrote; and its row."""
+def _run(folder: Path) -> tuple[float, tuple[Cell, ...]]:
+    """When it ended, or last wrote; and its row, with the best two students."""
     from mcd_cli.ladder.manifest import load_ladder
     from mcd_cli.recipe.loading import read_changes
 
@@ -88,14 +100,14 @@ def _run(folder: Path) -> tuple[float, tuple[str, ...]]:
     try:
         if not (folder / MANIFEST).is_file():
             recipe = read_changes(folder / RECIPE)
-            method, data = str(recipe.get("method", "-")), str(recipe.get("dataset", "-"))
-            return written, (str(folder), method, data, "-", "not finished")
+            method, data = str(recipe.get("method", "")), str(recipe.get("dataset", ""))
+            return written, (str(folder), method, data, {}, "not finished", "")
         ladder = load_ladder(folder)
-    except UserError as error:
-        return written, (str(folder), "-", "-", "-", f"damaged: {error}")
+    except UserError:
+        return written, (str(folder), "", "", {}, "damaged", "")
     best = sorted(ladder.students, key=lambda student: -student.accuracy.val)[:2]
-    shown = ", ".join(f"{student.name} {student.accuracy.val:.1%}" for student in best)
-    row = (str(folder), ladder.method, ladder.dataset.name, shown, f"finished {ladder.created[:10]}")
+    accuracies = {student.name: student.accuracy.val for student in best}
+    row = (str(folder), ladder.method, ladder.dataset.name, accuracies, "finished", f"{ladder.moment:%Y-%m-%d %H:%M}")
     return ladder.moment.timestamp(), row
 
 
@@ -104,7 +116,7 @@ KINDS = {
     "overlays": Kind(("overlay", "summary"), _overlays, "for mcd compare --methods NAME or --overlay NAME"),
     "methods": Kind(
         ("method", "summary", "settings"),
-        lambda: ((name, row.summary, ", ".join(row.settings)) for name, row in METHODS.items()),
+        lambda: ((name, row.summary, list(row.settings)) for name, row in METHODS.items()),
     ),
     "losses": Kind(
         ("loss", "summary", "source"), lambda: ((name, row.summary, row.source) for name, row in LOSSES.items())
@@ -120,7 +132,5 @@ KINDS = {
         "and any folder of images with a folder per class",
     ),
     "formats": Kind(("format", "written by", "summary"), lambda: ((name, *row) for name, row in FORMATS.items())),
-    "runs": Kind(
-        ("run", "method", "data set", "best on val", "state"), _runs, "mcd distill --resume RUN finishes a run"
-    ),
+    "runs": Kind(("run", "method", "data set", "best on val", "state", "ended"), _runs, RESUME, gives_way="ended"),
 }

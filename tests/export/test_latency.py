@@ -72,7 +72,7 @@ def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: 
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {package!r}); {code}"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[1] == "[]"
-    assert "p99: latency of one image on" in out.stderr
+    assert "latency: p99 of one image on" in out.stderr
 
 
 def test_architectures_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def export(
     calibrated: opt.Calibrated = False,
     out: opt.ExportFolder = None,
     data_root: opt.DataRoot = None,
-    force: opt.ExportAgain = False,
+    again: opt.ExportAgain = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -168,7 +168,7 @@ def export(
         preprocess=preprocess,
         calibrated=calibrated,
         data_root=data_root,
-        force=force,
+        force=again,
         json_output=json_output,
     )
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 LONGEST = 2000  # characters in a message; names quoted from a file can have any length
 
+MAX_LISTED = 9  # known names in a message
+
 
 class McdError(Exception):
     """Base class of every error that mcd raises on purpose: a one-line message and the process's `exit_code`.
@@ -75,8 +77,13 @@ class Interrupted(McdError):
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """A UserError for an unknown name; it suggests the nearest known names, or lists all when none is near."""
+    """A UserError for an unknown name; it suggests the nearest known names, or a few of them when none is near."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif len(known) <= MAX_LISTED:
+        hint = f"known: {', '.join(known)}"
+    else:
+        hint = f"there are {len(known)}, such as {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0))}"
     return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -1,7 +1,8 @@
-"""Identifies this machine, so that every measured time can name its hardware."""
+"""Identifies this machine, so that every measured time can name its hardware; and counts its cores."""
 
 from __future__ import annotations
 
+import os
 import platform
 
 
@@ -15,3 +16,8 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

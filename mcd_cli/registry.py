@@ -56,7 +56,3 @@ class Table(Mapping[str, R], Generic[R]):
         """Import and return the attribute that the row names. Raises UserError for an unknown name."""
         module, attribute = self._rows[self.check(name)].target.split(":")
         return getattr(import_module(module), attribute)
-
-    def complete(self, incomplete: str) -> list[str]:
-        """The names that begin with `incomplete`, for the shell's completion."""
-        return [name for name in self._rows if name.startswith(incomplete)]

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 import mcd_cli
 from mcd_cli.cli import options as opt
 from mcd_cli.cli.flags import expand
+from mcd_cli.cli.help import WIDEST, GroupedHelp
 from mcd_cli.cli.startup import exit_now
 from mcd_cli.errors import Interrupted, McdError, UserError, reason_of
 from mcd_cli.methods import help_text
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -41,7 +42,7 @@ def mcd(
     """Distil one trained image classifier into a ladder of small students that help each other."""
 
 
-@app.command(epilog=f"\b\n{help_text()}")
+@app.command(cls=GroupedHelp, epilog=f"\b\n{help_text()}")
 @expand
 def distill(options: opt.DistillOptions) -> None:
     """Train a ladder of students from one teacher.
@@ -53,7 +54,7 @@ def distill(options: opt.DistillOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def compare(options: opt.CompareOptions) -> None:
     """Compare methods over several seeds under one protocol.
@@ -66,7 +67,7 @@ def compare(options: opt.CompareOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def tune(options: opt.TuneOptions) -> None:
     """Choose the recipe's most important values on val, in short runs.
@@ -78,7 +79,7 @@ def tune(options: opt.TuneOptions) -> None:
     run(options)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def profile(
     archs: opt.Archs = None,
     input_shape: opt.InputShape = opt.INPUT_SHAPE,
@@ -91,10 +92,11 @@ def profile(
     warmup: opt.Warmup = 20,
     runs: opt.TimedCalls = 200,
     plot: opt.Plot = False,
+    paper: opt.PaperCosts = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Show MACs, parameters and bytes of architectures or of a run."""
+    """Show MACs, parameters and size of architectures or of a run's students."""
     from mcd_cli.cli.profile import profile as show
 
     show(
@@ -109,11 +111,12 @@ def profile(
         warmup=warmup,
         runs=runs,
         plot=plot,
+        paper=paper,
         json_output=json_output,
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def select(
     budget: opt.BudgetOptions,
@@ -124,7 +127,7 @@ def select(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Choose the most accurate student within a budget.
+    """Choose the most accurate student within a budget, or the cheapest that is accurate enough.
 
     Its name is printed on stdout, the reasons on stderr.
     """
@@ -133,7 +136,7 @@ def select(
     choose(run, threads=threads, print_=print_, json_output=json_output, quiet=quiet, **budget.limits())
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def export(
     run: opt.Run = None,
     format_: opt.Format = "onnx",
@@ -144,12 +147,14 @@ def export(
     calibrated: opt.Calibrated = False,
     out: opt.ExportFolder = None,
     data_root: opt.DataRoot = None,
+    again: opt.ExportAgain = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
     """Write students as ONNX files that compute what the model does.
 
-    Every file is checked on real images before it is kept. Prints one path per line.
+    Every file is checked on real images before it is kept; one that passed before, and is unchanged, is not written
+    again. Prints one path per line.
     """
     from mcd_cli.cli.export import export as write
 
@@ -163,11 +168,12 @@ def export(
         preprocess=preprocess,
         calibrated=calibrated,
         data_root=data_root,
+        force=again,
         json_output=json_output,
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @expand
 def predict(
     images: opt.Images,
@@ -175,12 +181,18 @@ def predict(
     run: opt.Run = None,
     student: opt.Student = None,
     top: opt.Top = 1,
-    threads: opt.Threads = 1,
+    min_confidence: opt.MinConfidence = "0",
+    format_: opt.PredictFormat = "text",
+    threads: opt.PredictThreads = None,
     uncalibrated: opt.Uncalibrated = False,
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Label images with a student, chosen by name or by budget."""
+    """Label images with a student, chosen by name or by budget.
+
+    A line per image, as soon as it is known. An image that cannot be read is named on stderr; the others are labelled,
+    and the exit code is 1.
+    """
     from mcd_cli.cli.predict import predict as label
 
     label(
@@ -189,13 +201,15 @@ def predict(
         student=student,
         top=top,
         threads=threads,
+        min_confidence=min_confidence,
+        format=format_,
         calibrated=not uncalibrated,
         json_output=json_output,
         **budget.limits(),
     )
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def report(
     run: opt.ReportedRun = None,
     out: opt.ReportFolder = None,
@@ -209,6 +223,27 @@ def report(
     from mcd_cli.cli.report import report as write
 
     write(run, out=out, json_output=json_output)
+
+
+@app.command("list", cls=GroupedHelp)
+def list_(kind: opt.ListedKind, json_output: opt.Json = False, debug: opt.Debug = False) -> None:
+    """List the names that options take, and the runs under ./runs."""
+    from mcd_cli.cli.list import list_names
+
+    list_names(kind, json_output=json_output)
+
+
+@app.command(cls=GroupedHelp)
+def show(
+    recipe: opt.ShownRecipe,
+    settings: opt.Settings = None,
+    json_output: opt.Json = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show all keys of a recipe, and the recipe that each value comes from."""
+    from mcd_cli.cli.show import show as show_recipe
+
+    show_recipe(recipe, settings=settings or [], json_output=json_output)
 
 
 def run_command() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcd_cli.errors import GateRefused, UserError, unknown
-from mcd_cli.export.job import ExportJob, export_student, load_training_data
+from mcd_cli.export.job import ExportJob, export_student, formats_of, kept_exports, load_training_data
 from mcd_cli.ladder.folder import EXPORTS, refuse_links
 from mcd_cli.ladder.manifest import find_run, load_ladder
 from mcd_cli.ladder.variants import INT8
@@ -27,9 +27,12 @@ def export(
     preprocess: bool = True,
     calibrated: bool = False,
     data_root: str | None = None,
+    force: bool = False,
     json_output: bool = False,
 ) -> None:
     """Export every student, or those in `students` (`NAME`, or `NAME.int8` for its int8 variant too).
+
+    Files in the run's folder that passed the same check before and are unchanged are kept, unless `force`.
 
     max_drop: accuracy on val that int8 may lose, in percentage points. calibrated: the files divide their logits by the
     temperature, so that softmax of their output is calibrated. Raises GateRefused after the last student if
@@ -50,12 +53,26 @@ def export(
         )
     as_int8 = {variant.student.name for variant in variants if int8 or variant.format == INT8}
     target = _writable(folder, out)
-    dataset = load_training_data(ladder, folder, data_root, talk().print)
-    job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, calibrated, max_drop / 100, talk().print)
+    drop = max_drop / 100
+    chosen = {variant.student.name: variant.student for variant in variants}
+    kept = {
+        name: kept_exports(student, formats_of(preprocess, name in as_int8), calibrated, drop)
+        if out is None and not force
+        else []
+        for name, student in chosen.items()
+    }
+    say = talk().print
+    job = None
+    if not all(kept.values()):
+        dataset = load_training_data(ladder, folder, data_root, say)
+        job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, calibrated, drop, say)
     written: list[dict[str, Any]] = []
     refused: list[str] = []
-    for student in {variant.student.name: variant.student for variant in variants}.values():
-        for record in export_student(job, student, student.name in as_int8, refused):
+    for name, student in chosen.items():
+        if kept[name]:
+            say(f"{name}: exported before, and unchanged; --force exports it again")
+        records = kept[name] or (export_student(job, student, name in as_int8, refused) if job else [])
+        for record in records:
             written.append(record)
             if not json_output:
                 print(record["path"], flush=True)

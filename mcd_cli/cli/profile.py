@@ -1,4 +1,4 @@
-"""`mcd profile`: the cost of architectures or of a run's students; by default, the paper's Table 3 beside ours."""
+"""`mcd profile`: the cost of architectures or of a run's students, or the paper's Table 3 beside ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcd_cli.comparison.paper import SHAPES, TABLE_3, Shape, agrees
 from mcd_cli.errors import UserError, reason_of
 from mcd_cli.export.latency import Conditions, keep, of_architecture, of_student, parse_batches
 from mcd_cli.export.latency import document as measured
-from mcd_cli.ladder.variants import FLOAT32
+from mcd_cli.ladder.variants import FLOAT32, Variant
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.quantities import show_count, show_ms, show_size
 from mcd_cli.reporting.console import print_json, results, table, talk
@@ -32,7 +32,7 @@ CONVENTION = "MACs are multiply-adds for one image; BatchNorm counts towards par
 
 @dataclass(frozen=True)
 class Row:
-    """One network on one input, with the paper's (MACs, params) if it is in Table 3."""
+    """One network on one input, with the paper's (MACs, params) if it is in Table 3; a run's with its file."""
 
     name: str
     arch: str
@@ -40,6 +40,12 @@ class Row:
     num_classes: int
     cost: Cost
     paper: tuple[str, str] | None = None
+    file: Variant | None = None
+
+    @property
+    def size(self) -> tuple[int, str]:
+        """Bytes, and of what: the file that `mcd select` measures, or the network's float32 tensors."""
+        return (self.cost.bytes, "tensors") if self.file is None else (self.file.bytes, self.file.measured_by)
 
     @property
     def agrees(self) -> tuple[bool, bool]:
@@ -61,30 +67,34 @@ def profile(
     warmup: int = 20,
     runs: int = 200,
     plot: bool = False,
+    paper: bool = False,
     json_output: bool = False,
 ) -> None:
-    """Print MACs, parameters and bytes of architectures or of a run's students; by default, Table 3.
+    """Print MACs, parameters and bytes of architectures, of a run's students, or of the paper's Table 3.
 
     latency: measure in onnxruntime too, and store it in the run's manifest. plot: draw the run's plots into its
     folder. Raises UserError for an unknown architecture, an invalid shape, and options that contradict each other.
     """
-    is_table_3 = not archs and run is None
-    if archs and run is not None:
-        raise UserError("name architectures or --run, not both")
+    if bool(archs) + (run is not None) + paper > 1:
+        raise UserError("name architectures, --run or --paper, only one of them")
     if not archs and (input_shape, classes) != (INPUT_SHAPE, NUM_CLASSES):
         raise UserError("--input and --classes need architectures, for example: mcd profile resnet10-s")
-    if is_table_3 and by_layer:
-        raise UserError("--by-layer needs architectures or --run, for example: mcd profile resnet10-s --by-layer")
-    if is_table_3 and latency:
-        raise UserError("--latency needs architectures or --run, for example: mcd profile resnet10-s --latency")
+    for flag, is_set in (("--by-layer", by_layer), ("--latency", latency)):
+        if is_set and not archs and run is None:
+            raise UserError(f"{flag} needs architectures or --run, for example: mcd profile resnet10-s {flag}")
     if plot and run is None:
         raise UserError("--plot draws the plots of a run; name it: --run DIR")
+    if not (archs or run or paper):
+        raise UserError(
+            "name architectures (mcd profile resnet10-s; mcd list architectures), a run's students (--run DIR), or "
+            "the paper's Table 3 (--paper)"
+        )
     how = Conditions(parse_batches(batch), threads, warmup, runs)
     ladder = None if run is None else _ladder(run)
     if ladder is not None:
         rows = _run_rows(ladder)
     else:
-        rows = _table_3_rows() if is_table_3 else _arch_rows(archs, parse_shape(input_shape), classes)
+        rows = _table_3_rows() if paper else _arch_rows(archs, parse_shape(input_shape), classes)
     timings = _measured(rows, ladder, how) if latency else {}
     if plot:
         assert ladder is not None
@@ -93,7 +103,7 @@ def profile(
         print_json({"rows": [_document(row, by_layer, timings, how) for row in rows]})
         return
     console = results()
-    if is_table_3:
+    if paper:
         _print_table_3(console, rows)
     elif by_layer:
         for row in rows:
@@ -170,7 +180,7 @@ def _run_rows(ladder: Ladder) -> list[Row]:
                 f"{student.name}: the manifest says {student.macs:,} MACs and {student.params:,} params, but "
                 f"{student.arch} has {cost.macs:,} and {cost.params:,}; was the run made by another version of mcd?"
             )
-        rows.append(Row(student.name, student.arch, shape, num_classes, cost))
+        rows.append(Row(student.name, student.arch, shape, num_classes, cost, file=Variant(student)))
     return rows
 
 
@@ -190,11 +200,13 @@ def _cost(arch: str, shape: Shape, num_classes: int) -> Cost:
 def _print_rows(console: Console, rows: Sequence[Row]) -> None:
     """One table for one input."""
     row = rows[0]
-    drawn = table(console, "network", "MACs", "params", "weights", title=_input(row))
+    drawn = table(console, "network", "MACs", "params", "size", "of", title=_input(row))
     for row in rows:
         name = row.name if row.name == row.arch else f"{row.name} ({row.arch})"
         mark = " + uncounted" if row.cost.uncounted else ""
-        drawn.add_row(name, show_count(row.cost.macs) + mark, f"{row.cost.params:,}", show_size(row.cost.bytes))
+        drawn.add_row(
+            name, show_count(row.cost.macs) + mark, f"{row.cost.params:,}", show_size(row.size[0]), row.size[1]
+        )
     console.print(drawn)
 
 
@@ -239,7 +251,8 @@ def _document(row: Row, by_layer: bool, timings: Mapping[str, list[Timing]], how
         "num_classes": row.num_classes,
         "macs": row.cost.macs,
         "params": row.cost.params,
-        "bytes": row.cost.bytes,
+        "bytes": row.size[0],
+        "bytes_of": row.size[1].lower(),
         "uncounted": list(row.cost.uncounted),
     }
     if row.paper is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
 from mcd_cli.errors import unknown
-from mcd_cli.ladder.budget import Budget, Candidate, Choice, Limits
+from mcd_cli.ladder.budget import Budget, Candidate, Choice, Limits, Miss
 from mcd_cli.ladder.latency import hardware_key, recorded
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
-from mcd_cli.ladder.variants import FLOAT32, Variant
+from mcd_cli.ladder.schema import StudentEntry
+from mcd_cli.ladder.variants import FLOAT32, INT8, Variant
 from mcd_cli.quantities import show_count, show_ms, show_size
-from mcd_cli.reporting.console import print_json, table, talk
+from mcd_cli.reporting.console import print_json, table_that_fits, talk
 
 PRINTED = ("name", "weights", "onnx")
 
@@ -28,6 +30,7 @@ def select(
 ) -> None:
     """Print the student of a run (default: the newest) that has the highest accuracy on val within the limits.
 
+    With `min_accuracy` or `within`, it is the cheapest of those that are accurate enough.
     print_: its name, the path of its weights (int8 has none and is then left out), or the path of its ONNX file. Raises
     NothingFits after the explanation (and the JSON document, with "student": null); UserError for a limit that
     is not a quantity or cannot be measured yet, and for a missing ONNX file.
@@ -54,53 +57,115 @@ def _printed(ladder: Ladder, chosen: Variant, what: str) -> str:
 
 
 def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
-    console = talk()
-    console.print(
-        f"{ladder.folder}: {str(choice.budget) or 'no limit'}; chosen by accuracy on val; test accuracy is only shown"
-    )
-    timed = any(candidate.variant.latency_ms is not None for candidate in choice.candidates)
-    percentile = choice.budget.percentile
-    columns = ["student", "MACs", "params", "size", "of", *[percentile] * timed, "val %", "test %", "front", "fits"]
-    drawn = table(console, *columns)
-    for candidate in choice.candidates:
-        drawn.add_row(*_row(candidate, timed), style="bold" if candidate.variant is choice.chosen else None)
+    console, budget = talk(), choice.budget
+    console.print(f"{ladder.folder}: {str(budget) or 'no limit'}; {_asked(budget)}; test accuracy is only shown")
+    columns = _columns(choice)
+    limited = {COLUMN_OF[name] for name in budget.limits} | {COLUMN_OF[f"max_{budget.by}"]}
+    gives_way = [column for column in GIVES_WAY if column in columns and column not in limited]
+    rows = [[column(candidate) for column in columns.values()] for candidate in choice.candidates]
+    chosen = next((i for i, candidate in enumerate(choice.candidates) if candidate.variant is choice.chosen), -1)
+    drawn = table_that_fits(console, list(columns), rows, gives_way, bold=chosen)
     console.print(drawn)
-    console.print(f"front *: no other is as accurate on val with as few MACs, bytes{' and milliseconds' * timed}")
+    timed = "latency" in columns
+    if "front" in map(str, (column.header for column in drawn.columns)):
+        console.print(f"front *: no other is as accurate on val with as few MACs, bytes{' and milliseconds' * timed}")
     if timed:
         here = hardware_key(threads)
         variants = [candidate.variant for candidate in choice.candidates]
         is_new = any(recorded(variant.student, variant.format, 1, here) is None for variant in variants)
-        console.print(f"{percentile}: latency of one image on {here}{', measured now' * is_new}")
+        console.print(f"latency: {budget.percentile} of one image on {here}{', measured now' * is_new}")
+    if budget.within is not None and any(INT8 in student.exported for student in ladder.students):
+        console.print("int8 is left out: its predictions on val, which --within compares, are not stored")
     missing = [candidate for candidate in choice.candidates if not candidate.fits]
     for candidate in sorted(missing, key=lambda candidate: (candidate.excess, candidate is not choice.nearest)):
         console.print(f"{'nearest miss' if candidate is choice.nearest else 'misses'}: {candidate}")
+    if choice.rival is not None:
+        console.print(_rival(*choice.rival))
 
 
-def _row(candidate: Candidate, timed: bool) -> list[str]:
-    variant = candidate.variant
-    latency = "-" if variant.latency_ms is None else show_ms(variant.latency_ms, 3)
-    return [
-        variant.name,
-        show_count(variant.student.macs),
-        show_count(variant.student.params),
-        show_size(variant.bytes),
-        variant.measured_by,
-        *[latency] * timed,
-        f"{100 * variant.val:.2f}",
-        f"{100 * variant.student.accuracy.test:.2f}" if variant.format == FLOAT32 else "-",
-        "*" if candidate.on_front else "",
-        "yes" if candidate.fits else "no",
-    ]
+def _asked(budget: Budget) -> str:
+    if not budget.wants_cheapest:
+        return "the most accurate on val"
+    least = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file", "latency": "least latency"}
+    enough = "accurate enough on val" if budget.within is None else f"at most {_errors(budget.within)} behind on val"
+    return f"the cheapest ({least[budget.by]}) that is {enough}"
+
+
+def _errors(number: float) -> str:
+    return f"{number:g} standard error{'s' * (number != 1)}"
+
+
+def _rival(rival: Candidate, errors: int) -> str:
+    """One line on a difference that can be chance."""
+    gap, student = rival.gap, rival.variant.student
+    assert gap is not None
+    behind = f"{100 * gap.behind:.1f} points behind on val ({gap.lost} lost, {gap.gained} gained of {gap.num:,} images)"
+    return (
+        f"within chance: {student.name} has {show_count(student.macs)} MACs and is {behind}, "
+        f"{gap.errors:.1f} standard errors; --within {errors}se chooses it"
+    )
+
+
+# The column that shows what a limit is about.
+COLUMN_OF = {
+    "max_macs": "MACs",
+    "max_params": "params",
+    "max_size": "size",
+    "max_latency": "latency",
+    "min_accuracy": "val %",
+}
+GIVES_WAY = ("of", "front", "test %", "params", "size", "latency", "MACs", "val %")
+"""The columns that a narrow terminal does without, the first one first; limited ones stay."""
+
+
+def _columns(choice: Choice) -> dict[str, Callable[[Candidate], str]]:
+    """The table: heading → the cell of a candidate."""
+
+    def student(candidate: Candidate) -> StudentEntry:
+        return candidate.variant.student
+
+    def latency(candidate: Candidate) -> str:
+        return "-" if candidate.variant.latency_ms is None else show_ms(candidate.variant.latency_ms, 3)
+
+    def test(candidate: Candidate) -> str:
+        return f"{100 * student(candidate).accuracy.test:.2f}" if candidate.variant.format == FLOAT32 else "-"
+
+    def behind(candidate: Candidate) -> str:
+        return "-" if candidate.gap is None else f"{candidate.gap.errors:.1f}se"
+
+    def verdict(candidate: Candidate) -> str:
+        if candidate.variant is choice.chosen:
+            return "chosen"
+        too_far = within is not None and candidate.gap is not None and candidate.gap.errors > within
+        return "misses" if not candidate.fits else "worse" if too_far else "fits"
+
+    within = choice.budget.within
+    timed = any(candidate.variant.latency_ms is not None for candidate in choice.candidates)
+    return {
+        "student": lambda candidate: candidate.variant.name,
+        "verdict": verdict,
+        "MACs": lambda candidate: show_count(student(candidate).macs),
+        "params": lambda candidate: show_count(student(candidate).params),
+        "size": lambda candidate: show_size(candidate.variant.bytes),
+        "of": lambda candidate: candidate.variant.measured_by,
+        **({"latency": latency} if timed else {}),
+        "val %": lambda candidate: f"{100 * candidate.variant.val:.2f}",
+        **({} if within is None else {"behind": behind}),
+        "test %": test,
+        "front": lambda candidate: "*" if candidate.on_front else "",
+    }
 
 
 def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
-    """The JSON document. Numbers are in base units: MACs, bytes, milliseconds, fractions."""
+    """The JSON document. Numbers are in base units: MACs, bytes, milliseconds, fractions, standard errors."""
     return {
         "run": str(ladder.folder),
         "student": choice.chosen and choice.chosen.name,
         "onnx": choice.chosen and choice.chosen.file and str(choice.chosen.file),
         "budget": dict(choice.budget.limits),
         "percentile": choice.budget.percentile,
+        "within": choice.budget.within,
+        "by": choice.budget.by if choice.budget.wants_cheapest else None,
         "nearest_miss": choice.nearest and choice.nearest.variant.name,
         "students": [_candidate(candidate) for candidate in choice.candidates],
     }
@@ -121,6 +186,11 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "accuracy": accuracy,
         "calibration": asdict(student.calibration) if variant.format == FLOAT32 and student.calibration else None,
         "on_front": candidate.on_front,
+        "gap": candidate.gap and asdict(candidate.gap),
         "fits": candidate.fits,
-        "misses": [asdict(miss) | {"excess": miss.excess} for miss in candidate.misses],
+        "misses": [_miss(miss) for miss in candidate.misses],
     }
+
+
+def _miss(miss: Miss) -> dict[str, Any]:
+    return {"limit": miss.limit, "need": miss.need, "budget": miss.budget, "excess": miss.excess}

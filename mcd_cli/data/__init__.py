@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,21 @@ from mcd_cli.registry import Row, Table
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
 
+
+@dataclass(frozen=True)
+class DatasetSpec(Row):
+    """Describes a data set without importing its reader; summary: one line, for `mcd list`."""
+
+    summary: str
+
+
 DATASETS = Table(
     "data set",
     {
-        "digits": Row("mcd_cli.data.digits:read"),
-        "cifar10": Row("mcd_cli.data.cifar:read_cifar10"),
-        "cifar100": Row("mcd_cli.data.cifar:read_cifar100"),
-        "tinyimagenet": Row("mcd_cli.data.tiny_imagenet:read"),
+        "digits": DatasetSpec("mcd_cli.data.digits:read", "1,797 digits of 10 classes, 16×16, from scikit-learn"),
+        "cifar10": DatasetSpec("mcd_cli.data.cifar:read_cifar10", "60,000 photos of 10 classes, 32×32"),
+        "cifar100": DatasetSpec("mcd_cli.data.cifar:read_cifar100", "60,000 photos of 100 classes, 32×32"),
+        "tinyimagenet": DatasetSpec("mcd_cli.data.tiny_imagenet:read", "110,000 photos of 200 classes, 64×64"),
     },
 )
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import GateRefused, UserError
+from mcd_cli.files import sha256_of
 from mcd_cli.ladder.folder import EXPORTS, RECIPE
 from mcd_cli.ladder.latency import hardware_key, measure, remembered
 from mcd_cli.ladder.manifest import Ladder, update
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry, Timing
-from mcd_cli.ladder.variants import FLOAT32, INT8, NO_PREPROCESS
+from mcd_cli.ladder.variants import FLOAT32, INT8, NO_PREPROCESS, Variant
 from mcd_cli.quantities import show_size
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export_student(
     images, labels = plain(job.dataset.images[judged]), job.dataset.labels[judged]
     if not job.preprocess:
         images = (images - model.mean) / model.std
-    format = FLOAT32 if job.preprocess else NO_PREPROCESS
+    (format,) = formats_of(job.preprocess, False)
     path = job.path(student, format)
     network = model if job.preprocess else model.network
     content = to_onnx(network, tuple(images.shape[1:]), _metadata(job, student))
@@ -76,12 +77,37 @@ def export_student(
         yield from _export_int8(job, student, path, refused)
 
 
+def kept_exports(
+    student: StudentEntry, formats: Sequence[str], calibrated: bool, max_drop: float
+) -> list[dict[str, Any]]:
+    """The JSON entries of the student's files in the run's folder, if all of them are as they passed their check.
+
+    That is: unchanged (sha256), calibrated or not as asked, and int8 within max_drop, a fraction. Otherwise empty.
+    """
+    entries = []
+    for format in formats:
+        entry, file = student.exported.get(format), Variant(student, format).file
+        if entry is None or file is None or entry.calibrated != calibrated or sha256_of(file) != entry.sha256:
+            return []
+        num_lost = round(entry.gate.get("drop", 0.0) * entry.num_val)
+        if num_lost > max_drop * entry.num_val + 1e-9:
+            return []
+        entries.append({"student": student.name, "format": format, "path": str(file)} | asdict(entry))
+    return entries
+
+
+def formats_of(preprocess: bool, as_int8: bool) -> list[str]:
+    """The formats that an export writes: float32, then int8."""
+    float32, int8 = (FLOAT32, INT8) if preprocess else (NO_PREPROCESS, f"{NO_PREPROCESS}.{INT8}")
+    return [float32, int8] if as_int8 else [float32]
+
+
 def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: list[str]) -> Iterator[dict[str, Any]]:
     from mcd_cli.export import int8
     from mcd_cli.files import write_whole
     from mcd_cli.seeds import generator
 
-    format = INT8 if job.preprocess else f"{NO_PREPROCESS}.{INT8}"
+    _, format = formats_of(job.preprocess, True)
     name = job.path(student, format).name
     train = job.dataset.train
     import torch
@@ -117,8 +143,6 @@ def _keep(
     timings: tuple[Timing, ...] = (),
 ) -> dict[str, Any]:
     """Record the file in the manifest if it is in the run's folder; returns its entry for --json."""
-    from mcd_cli.files import sha256_of
-
     path = job.path(student, format)
     entry = ExportEntry(
         sha256=sha256_of(path),

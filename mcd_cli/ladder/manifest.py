@@ -16,8 +16,9 @@ from mcd_cli.errors import UserError, unknown
 from mcd_cli.files import as_path, read_small, write_whole
 from mcd_cli.ladder.budget import Budget, Choice, Limits, choose
 from mcd_cli.ladder.documents import FINITE, Plain, read, without_defaults
-from mcd_cli.ladder.folder import MANIFEST
+from mcd_cli.ladder.folder import MANIFEST, PREDICTIONS
 from mcd_cli.ladder.latency import hardware_key, measure, recorded
+from mcd_cli.ladder.paired import correct_on_val
 from mcd_cli.ladder.schema import (
     DatasetEntry,
     StudentEntry,
@@ -72,6 +73,11 @@ class Ladder:
         object.__setattr__(ladder, "folder", folder)
         return ladder
 
+    @property
+    def moment(self) -> datetime:
+        """`created` as a moment in time."""
+        return _created(self.created)
+
     def document(self) -> dict[str, Any]:
         """What is stored, as plain values."""
         document: dict[str, Any] = _LADDER.dump_python(self, mode="json")
@@ -110,23 +116,39 @@ class Ladder:
     def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
         """The choice that `select` makes, with its reasons.
 
-        A latency is read from the ladder if it was measured on this hardware, else measured now. Raises
-        UserError if that needs a student that is not exported.
+        A latency is read from the ladder if it was measured on this hardware, else measured now. `within` leaves int8
+        out, because its predictions are not stored. Raises UserError if a latency needs a student that is not
+        exported, and for `within` in a run without predictions.
         """
+        int8 = int8 and budget.within is None
         choices = [
             variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
         ]
-        if "max_latency" in budget.limits or any(student.latency for student in self.students):
+        if budget.needs_latency or any(student.latency for student in self.students):
             here = hardware_key(threads)
             choices = [_timed(variant, budget, here, threads) for variant in choices]
-        return choose(choices, budget)
+        correct = (
+            {} if self.folder is None else correct_on_val(self.folder, [student.name for student in self.students])
+        )
+        if budget.within is not None and not correct:
+            raise UserError(
+                f"--within needs the predictions on val, and {self.folder} has no {PREDICTIONS}; "
+                "give --min-accuracy, or train the run again"
+            )
+        return choose([replace(variant, correct=correct.get(variant.name)) for variant in choices], budget)
 
     def select(self, **limits: Unpack[Limits]) -> StudentEntry:
         """The float32 student with the highest accuracy on val within the limits: "16M", "400KB", "2ms", "72%".
 
+        With `min_accuracy` or `within` ("1se": at most one standard error behind the best), the cheapest that is
+        accurate enough; `by`: macs, params, size or latency.
+
         int8 is left out, because it has no weights to load: use `explain` to choose it and `session` to open it.
         Raises NothingFits, naming the nearest miss, and UserError for a limit that is not a quantity or cannot be
         measured yet.
+
+        >>> load_ladder("runs/digits-mc-distil-1").select(min_accuracy="95%", by="size").name
+        'resnet10-xxs'
         """
         budget = Budget.parse(**limits)
         return self.explain(budget, int8=False).demand().student
@@ -136,9 +158,9 @@ _LADDER = TypeAdapter(Ladder)
 
 
 def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant:
-    """The variant with its latency at the budget's percentile; measured now only if the budget limits it."""
+    """The variant with its latency at the budget's percentile; measured now only if the budget needs it."""
     timing = recorded(variant.student, variant.format, 1, here)
-    if timing is None and "max_latency" in budget.limits:
+    if timing is None and budget.needs_latency:
         timing = measure({variant.format: variant.onnx()}, threads=threads)[variant.format]
     return variant if timing is None else replace(variant, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
 

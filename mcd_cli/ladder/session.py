@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,8 @@ from mcd_cli.ladder.schema import MAX_TEMPERATURE, MIN_TEMPERATURE, is_temperatu
 if TYPE_CHECKING:
     import onnxruntime
 
+BATCH = 64  # images that are labelled at a time
+
 Images = npt.NDArray[np.float32]  # [n, 3, H, W]
 Logits = npt.NDArray[np.float32]  # [n, C]
 
@@ -28,6 +33,15 @@ class Guess:
 
     label: str
     probability: float
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image file and its likeliest classes, best first; or why it cannot be read."""
+
+    path: str
+    top: list[Guess]
+    error: UserError | None = None
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,59 @@ class Session:
         """The `top` likeliest classes of each image file, best first.
 
         Raises UserError naming the first file that is not a readable image.
+
+        >>> session.predict(["cat.png", "dog.png"], top=2)[0][0].label
+        'cat'
         """
         paths = [images] if isinstance(images, str | Path) else list(images)
         guesses = []
-        for start in range(0, len(paths), 64):
-            logits = self.run(np.stack([self.read(path) for path in paths[start : start + 64]])).astype(np.float64)
-            odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / (self.temperature or 1.0))
-            for z, p in zip(logits, odds / odds.sum(axis=1, keepdims=True), strict=True):
-                best = np.argsort(-z, kind="stable")[:top]
-                guesses.append([Guess(self.classes[i], float(p[i])) for i in best])
+        for labelled in self.label(paths, top):
+            if labelled.error is not None:
+                raise labelled.error
+            guesses.append(labelled.top)
         return guesses
+
+    def label(self, paths: Iterable[str | Path], top: int = 1, *, threads: int = 1) -> Iterator[Labelled]:
+        """The `top` likeliest classes of each image file, best first, in their order and as soon as they are known.
+
+        paths: taken 64 at a time. threads: batches that are read and labelled at the same time. A file that cannot be
+        read yields its error.
+        """
+        left, running = iter(paths), deque[Future[list[Labelled]]]()
+        with ThreadPoolExecutor(threads) as pool:
+            while True:
+                batch = list(islice(left, BATCH))
+                if batch:
+                    running.append(pool.submit(self._label, batch, top))
+                elif not running:
+                    return
+                if len(running) > threads or not batch:
+                    yield from running.popleft().result()
+
+    def _label(self, paths: Sequence[str | Path], top: int) -> list[Labelled]:
+        read = [self._try_to_read(path) for path in paths]
+        images = [image for image in read if not isinstance(image, UserError)]
+        guesses = iter(self._guesses(np.stack(images), top) if images else [])
+        return [
+            Labelled(str(path), [], image) if isinstance(image, UserError) else Labelled(str(path), next(guesses))
+            for path, image in zip(paths, read, strict=True)
+        ]
+
+    def _guesses(self, images: Images, top: int) -> list[list[Guess]]:
+        """images [n, 3, H, W] → `top` classes of each."""
+        logits = self.run(images).astype(np.float64)
+        odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / (self.temperature or 1.0))
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+        return [
+            [Guess(self.classes[i], float(p[i])) for i in row]
+            for row, p in zip(best, odds / odds.sum(axis=1, keepdims=True), strict=True)
+        ]
+
+    def _try_to_read(self, path: str | Path) -> Images | UserError:
+        try:
+            return self.read(path)
+        except UserError as error:
+            return error
 
     def read(self, path: str | Path) -> Images:
         """An image file, prepared as in training: [3, H, W] in [0, 1], shorter side to H, centre crop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 FLOAT32, INT8 = "onnx", "int8"  # formats, as in a student's exports
 NO_PREPROCESS = "no-preprocess"
+FORMATS = {
+    FLOAT32: ("mcd export", "float32 with the normalisation inside, checked against the model"),
+    INT8: ("mcd export --int8", "8-bit weights and activations, kept if it loses little accuracy on val"),
+    NO_PREPROCESS: ("mcd export --no-preprocess", "float32 of images that are normalised already"),
+}
+"""Format → the command that writes it, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Variant:
     student: StudentEntry
     format: str = FLOAT32
     latency_ms: float | None = None  # one image on this machine, if it was measured
+    correct: bytes | None = field(default=None, repr=False)  # 1 where it is right, per image of val, if stored
 
     @property
     def name(self) -> str:

@@ -51,6 +51,32 @@ def read_changes(path: Path) -> dict[str, Any]:
     return _read(str(path))
 
 
+def recipe_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The recipe and those it extends, the innermost base first: the name and the keys it sets. Raises UserError."""
+    chain: list[tuple[str, dict[str, Any]]] = []
+    seen: list[str] = []
+    while True:
+        path = _find(name)
+        real_path = os.path.realpath(path)
+        if real_path in seen:
+            raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, real_path))}; remove one `extends`")
+        if len(seen) > MAX_BASES:
+            raise UserError(f"recipe {path} is at the end of a chain of more than {MAX_BASES} recipes; extend fewer")
+        seen.append(real_path)
+        try:
+            content = _toml(read_small(path, MAX_BYTES).decode())
+        except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, integers of thousands of digits
+            raise UserError(f"recipe {path} cannot be read: {reason_of(error)}") from None
+        base = content.pop("extends", None)
+        chain.insert(0, (path.stem if path.parent == recipes_folder() else str(path), content))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UserError(f"recipe {path}: extends takes the name of one recipe, got {base!r}")
+        sibling = path.parent / as_path(f"{base}.toml")
+        name = str(sibling) if sibling.is_file() else base
+
+
 def recipe_names() -> list[str]:
     """The names of the shipped recipes, sorted."""
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
@@ -79,24 +105,11 @@ def _toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    path = _find(name)
-    real_path = os.path.realpath(path)
-    if real_path in seen:
-        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, real_path))}; remove one `extends`")
-    if len(seen) > MAX_BASES:
-        raise UserError(f"recipe {path} is at the end of a chain of more than {MAX_BASES} recipes; extend fewer")
-    try:
-        content = _toml(read_small(path, MAX_BYTES).decode())
-    except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, integers of thousands of digits
-        raise UserError(f"recipe {path} cannot be read: {reason_of(error)}") from None
-    base = content.pop("extends", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise UserError(f"recipe {path}: extends takes the name of one recipe, got {base!r}")
-    sibling = path.parent / as_path(f"{base}.toml")
-    return _merged(_read(str(sibling) if sibling.is_file() else base, (*seen, real_path)), content)
+def _read(name: str) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for _, content in recipe_chain(name):
+        merged = _merged(merged, content)
+    return merged
 
 
 def _find(name: str) -> Path:

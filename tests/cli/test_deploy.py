@@ -50,7 +50,7 @@ def test_select_feeds_export_and_predict(
     assert code == 0
     assert all(Path(path).is_file() for path in paths.splitlines())
     code, out, err = mcd(monkeypatch, capsys, "predict", "digit.png", "--student", chosen.strip(), "--top", "2")
-    assert (code, len(out.splitlines())) == (0, 2)
+    assert (code, len(out.splitlines()), out.count("%")) == (0, 1, 2)
     assert f"runs/a: {chosen.strip()}, " in err
     code, out, _ = mcd(monkeypatch, capsys, "report")
     assert (code, out.splitlines()) == (0, ["runs/a/report.html", "runs/a/MODEL_CARD.md"])
@@ -71,11 +71,13 @@ def test_select_feeds_export_and_predict(
         ("export --max-drop -1", 2, "between 0 and 100"),
         ("export --out digit.png/x", 2, "digit.png is a file, not a folder"),
         ("export --run runs/b", 2, "the run folder runs/b does not exist"),
-        ("predict digit.png none.png", 2, "cannot read image 'none.png'"),
+        ("predict none.png", 1, "1 of 1 images cannot be read: none.png"),
+        ("predict digit.png --format xml", 2, "unknown format 'xml'"),
         ("predict digit.png --student resnet10-xxs --max-macs 1M", 2, "not both"),
         ("predict digit.png --top 0", 2, "--top"),
         ("profile --run runs/a --latency --batch 0", 2, "--batch '0'"),
         ("profile --run runs/a --latency --runs 10", 2, "--runs"),
+        ("profile", 2, "name architectures (mcd profile resnet10-s; mcd list architectures), a run's students"),
         ("profile --plot", 2, "name it: --run DIR"),
         ("profile --latency", 2, "--latency needs architectures or --run"),
         ("report runs", 2, "runs is not a finished run"),
@@ -102,7 +104,7 @@ def test_a_gate_that_refuses_exits_with_4(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mcd_cli.export.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
-    code, out, err = mcd(monkeypatch, capsys, "export", "--int8")
+    code, out, err = mcd(monkeypatch, capsys, "export", "--int8", "--force")
     assert (code, out) == (4, "")
     assert "the exported file differs from the model: logits differ by at most" in err.splitlines()[-1]
     assert not (runs / f"exports/{NAME}.onnx").exists()

@@ -34,6 +34,17 @@ def test_every_option_explains_itself(name: str) -> None:
         assert parameter.help.endswith((".", "…")), f"{name} {parameter.opts}"
 
 
+def test_help_has_headings_and_no_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text, _ = output(monkeypatch, capsys, "predict", "-h")
+    lines = text.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments:", "Budget:", "Options:", "Hardware:", "Output:"]
+    assert not any("<list" in line or "(one per core)" in line for line in lines)
+    assert max(map(len, lines)) > 100  # as wide as the terminal
+    assert any("-r, --run DIR" in line and "[default: the newest under ./runs]" in line for line in lines)
+
+
 def test_help_names_what_the_tables_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("distill", "compare"):
         text, _ = output(monkeypatch, capsys, command, "-h")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 from mcd_cli import load_ladder
 from mcd_cli.cli.predict import image_files, predict
 from mcd_cli.data import load_dataset
-from mcd_cli.errors import NothingFits, UserError
+from mcd_cli.errors import NothingFits, RunFailed, UserError
 
 NAME = "resnet10-xxs"
 
@@ -76,15 +80,17 @@ def test_other_sizes_are_squared(deployed: Path, images: torch.Tensor) -> None:
 def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
     Path("torn.png").write_bytes(Path("a.png").read_bytes()[:60])
     Path("empty").mkdir()
-    for image, why in {
-        "notes.txt": "cannot read image 'notes.txt': not in an image format",
-        "torn.png": "cannot read image 'torn.png'",
-        "none.png": "cannot read image 'none.png': No such file",
-        "none*.png": "no file matches 'none\\*.png'",
-        "empty": "contains no images",
-    }.items():
+    for image, why in {"none*.png": "no file matches 'none\\*.png'", "empty": "contains no images"}.items():
         with pytest.raises(UserError, match=why):
             predict(["a.png", image], deployed, student=NAME)
+    for options, why in {
+        ("min_confidence", "90"): "--min-confidence: '90' is not an accuracy: it is above 1; write it like 0.72",
+        ("format", "tsv"): "unknown format 'tsv'",
+    }.items():
+        with pytest.raises(UserError, match=why):
+            predict(["a.png"], deployed, student=NAME, **dict([options]))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="two formats; give one"):
+        predict(["a.png"], deployed, student=NAME, format="csv", json_output=True)
     with pytest.raises(UserError, match="name a --student or a budget, not both"):
         predict(["a.png"], deployed, student=NAME, max_macs="1G")
     with pytest.raises(UserError, match="did you mean resnet10-xxs"):
@@ -95,6 +101,80 @@ def test_what_cannot_be_labelled(deployed: Path, images: torch.Tensor, capsys: p
         predict(["a.png"], deployed, max_macs=1)
     assert capsys.readouterr().out == ""
     assert list(image_files("more/f.png")) == ["more/f.png"]
+
+
+def test_broken_files_are_named_and_the_others_labelled(
+    deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("torn.png").write_bytes(Path("a.png").read_bytes()[:60])
+    names = ["a.png", "torn.png", "notes.txt", "b.png", "none.png", "c.png"]
+    with pytest.raises(RunFailed, match=r"3 of 6 images cannot be read: torn.png, notes.txt, none.png") as failed:
+        predict(names, deployed, student=NAME)
+    assert failed.value.exit_code == 1
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["a.png", "b.png", "c.png"]
+    _, *errors = said.err.splitlines()
+    assert [line.split("'")[1] for line in errors] == ["torn.png", "notes.txt", "none.png"]
+    assert "not in an image format" in errors[1]
+    assert "No such file" in errors[2]
+    with pytest.raises(RunFailed):
+        predict(names, deployed, student=NAME, format="jsonl")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == names
+    assert ["error" in row for row in rows] == [False, True, True, False, True, False]
+    with pytest.raises(UserError, match=r"torn.png"):
+        load_ladder(deployed).session(NAME).predict(names)
+
+
+def test_formats_say_the_same(
+    deployed: Path, images: torch.Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CSV, JSON lines and one document; paths from stdin; what is not likely enough is left out."""
+    given = io.TextIOWrapper(io.BytesIO(b"b.png\n\nmore/f.png\r\n"))
+    monkeypatch.setattr(sys, "stdin", given)
+    said = {}
+    for format in ("csv", "jsonl", "text"):
+        given.buffer.seek(0)
+        predict(["-", "a.png"], deployed, student=NAME, top=10, format=format, min_confidence="0.2%")
+        said[format] = capsys.readouterr().out
+    predict(["a.png", "b.png", "more/f.png"], deployed, student=NAME, top=10, json_output=True)
+    whole = json.loads(capsys.readouterr().out)["images"]
+    likely = [
+        {"path": image["path"], "top": [guess for guess in image["top"] if guess["probability"] >= 0.002]}
+        for image in whole
+    ]
+    assert [json.loads(line) for line in said["jsonl"].splitlines()] == likely
+    rows = list(csv.DictReader(io.StringIO(said["csv"])))
+    flat = [
+        (image["path"], str(i), g["label"], g["probability"]) for image in likely for i, g in enumerate(image["top"], 1)
+    ]
+    assert [(row["path"], row["rank"], row["label"], float(row["probability"])) for row in rows] == flat
+    lines = [line.split() for line in said["text"].splitlines()]
+    assert [line[:2] for line in lines] == [[image["path"], image["top"][0]["label"]] for image in likely]
+    predict(["a.png"], deployed, student=NAME, min_confidence=1.0, format="csv")
+    assert capsys.readouterr().out == "path,rank,label,probability\na.png,,,\n"
+    predict(["a.png"], deployed, student=NAME, min_confidence=1.0)
+    assert capsys.readouterr().out == "a.png  -\n"
+
+
+def test_many_images_keep_their_order(deployed: Path, images: torch.Tensor) -> None:
+    """More than two batches, several at a time; each is labelled before the last is read."""
+    session = load_ladder(deployed).session(NAME)
+    paths = [name for name in ("a.png", "b.png", "c.png", "none.png", "d.png") for _ in range(40)]
+    taken: list[str] = []
+
+    def source() -> Iterator[str]:
+        for path in paths:
+            taken.append(path)
+            yield path
+
+    labelled = session.label(source(), threads=2)
+    first = next(labelled)
+    assert len(taken) < len(paths)
+    found = [first, *labelled]
+    assert [image.path for image in found] == paths
+    alone = {path: session.predict(path)[0][0].label for path in set(paths) - {"none.png"}}
+    assert [image.top[0].label if image.error is None else None for image in found] == [alone.get(p) for p in paths]
 
 
 def test_files_that_were_changed(deployed: Path, tmp_path: Path) -> None:

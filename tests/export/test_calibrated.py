@@ -139,7 +139,7 @@ def test_a_student_without_temperature(runs: dict[str, Path], tmp_path: Path) ->
     update(run, lambda student: replace(student, calibration=None))
     with pytest.raises(UserError, match=f"--calibrated: no temperature was fitted for {NAME} .*export without it"):
         export(str(run), calibrated=True)
-    export(str(run))
+    export(str(run), force=True)
     assert load_ladder(run).session(NAME).temperature is None
 
 

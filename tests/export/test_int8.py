@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mcd_cli.data import load_dataset
 from mcd_cli.errors import GateRefused, UserError
 from mcd_cli.export import int8
 from mcd_cli.export.int8 import Int8Gate, speed
+from mcd_cli.export.job import kept_exports
 from mcd_cli.ladder.budget import Budget
 from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.ladder.manifest import load_ladder
@@ -78,7 +80,7 @@ def test_a_refusal_leaves_no_file(
     quantise = int8.quantise
     monkeypatch.setattr(int8, "quantise", lambda plain, calibration: quantise(plain, 0 * calibration))
     with pytest.raises(GateRefused, match=r"resnet10-xxs.int8.onnx: .* points lost, more than --max-drop 0"):
-        export(str(run), students=[f"{NAME}.int8"], max_drop=0, json_output=True)
+        export(str(run), students=[f"{NAME}.int8"], max_drop=0, force=True, json_output=True)
     document = json.loads(capsys.readouterr().out)
     assert [entry["format"] for entry in document["exports"]] == ["onnx"]
     assert len(document["refused"]) == 1
@@ -87,6 +89,34 @@ def test_a_refusal_leaves_no_file(
     assert (list(student.exports), list(student.exported)) == (["onnx"], ["onnx"])
     with pytest.raises(UserError, match="not exported"):
         load_ladder(run).session(f"{NAME}.int8")
+
+
+def test_what_is_there_and_right_is_not_written_again(
+    deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(deployed, run)
+    monkeypatch.setattr("mcd_cli.cli.export.load_training_data", lambda *args: pytest.fail("nothing is to be written"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    export(str(run), int8=True, max_drop=100)
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"{run}/exports/{NAME}.onnx", f"{run}/exports/{NAME}.int8.onnx"]
+    assert said.err == f"{NAME}: exported before, and unchanged; --force exports it again\n"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    student = load_ladder(run).student(NAME)
+    both = ["onnx", "int8"]
+    assert [entry["format"] for entry in kept_exports(student, both, False, 1.0)] == both
+    assert kept_exports(student, both, True, 1.0) == []  # not calibrated
+    assert kept_exports(student, ["no-preprocess"], False, 1.0) == []
+    lost = replace(student.exported["int8"], gate={"drop": 0.02}, num_val=100)
+    worse = replace(student, exported=student.exported | {"int8": lost}).at(run, load_ladder(run).dataset)
+    assert len(kept_exports(worse, both, False, 0.02)) == 2
+    assert kept_exports(worse, both, False, 0.019) == []
+    path = run / f"exports/{NAME}.onnx"
+    path.write_bytes(path.read_bytes() + b"x")
+    assert kept_exports(student, ["onnx"], False, 1.0) == []
+    path.unlink()
+    assert kept_exports(student, ["onnx"], False, 1.0) == []
 
 
 @pytest.mark.parametrize(

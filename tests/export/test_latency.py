@@ -56,6 +56,7 @@ def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: 
     profile(run=run, latency=True, batch="1,4", json_output=True)
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["latency"]["hardware"] == hardware_key(1)
+    assert (row["bytes"], row["bytes_of"]) == ((run / f"exports/{NAME}.onnx").stat().st_size, "onnx")  # as in select
     assert [(t["format"], t["batch"]) for t in row["latency"]["timings"]] == [
         ("onnx", 1), ("int8", 1), ("onnx", 4), ("int8", 4)
     ]  # fmt: skip
@@ -71,7 +72,7 @@ def test_profile_keeps_what_it_measures(deployed: Path, tmp_path: Path, capsys: 
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {package!r}); {code}"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[1] == "[]"
-    assert "p99: latency of one image on" in out.stderr
+    assert "latency: p99 of one image on" in out.stderr
 
 
 def test_architectures_too(capsys: pytest.CaptureFixture[str]) -> None:

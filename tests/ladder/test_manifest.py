@@ -24,7 +24,7 @@ from mcd_cli.ladder.budget import Budget, choose
 from mcd_cli.ladder.documents import read
 from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
-from mcd_cli.ladder.schema import StudentEntry
+from mcd_cli.ladder.schema import ExportEntry, StudentEntry
 from mcd_cli.ladder.variants import Variant
 from mcd_cli.models import build
 from support.manifests import GOLDEN
@@ -407,6 +407,31 @@ def test_ties_go_to_the_cheaper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bytes", "ms", "name"),
+    [
+        ((100, 90), (None, None), "a"),  # hardly smaller
+        ((100, 70), (None, None), "a.int8"),
+        ((100, 70), (1.0, 2.0), "a"),  # slower
+        ((100, 90), (2.0, 1.0), "a.int8"),  # quicker
+        ((100, 90), (None, 1.0), "a"),  # a latency that only one of them has decides nothing
+    ],
+)
+@pytest.mark.parametrize("limits", [{}, {"min_accuracy": "40%"}])
+def test_int8_wins_a_tie_only_if_it_is_quicker_or_much_smaller(
+    tmp_path: Path, bytes: tuple[int, int], ms: tuple[float | None, ...], name: str, limits: dict[str, Any]
+) -> None:
+    (tmp_path / "exports").mkdir()
+    entry = replace(_entry(), exports={})
+    for format, size in zip(("onnx", "int8"), bytes, strict=True):
+        (tmp_path / f"exports/{format}").write_bytes(b"x" * size)
+        entry.exports[format] = f"exports/{format}"
+    export = ExportEntry(sha256="0" * 64, bytes=bytes[1], val=0.5, num_val=10)
+    entry = replace(entry, exported={"int8": export}).at(tmp_path, _ladder().dataset)
+    both = [Variant(entry, format, latency_ms=t) for format, t in zip(("onnx", "int8"), ms, strict=True)]
+    assert choose(both, Budget.parse(**limits)).demand().name == name
+
+
+@pytest.mark.parametrize(
     ("budget", "told"),
     [
         ({"max_macs": "1M"}, "--max-macs 1M; the smallest comes nearest: xs needs 2.86M: 186 % over"),
@@ -474,10 +499,11 @@ def test_the_choice_against_every_possibility(
     fits = [(t, m) for m, t in costs if m <= (max_macs or 9) and t >= (min_accuracy or 0)]
     assert [c.fits for c in choice.candidates].count(True) == len(fits)
     if fits:
-        best = max(t for t, _ in fits)
-        assert choice.chosen is choice.demand()
-        assert choice.chosen.val == best / 10
-        assert choice.chosen.student.macs == min(m for t, m in fits if t == best)
+        wanted = min((m, -t) for t, m in fits) if min_accuracy is not None else min((-t, m) for t, m in fits)
+        chosen = choice.demand()
+        assert choice.chosen is chosen
+        costs_and_gain = (chosen.student.macs, -round(10 * chosen.val))
+        assert (costs_and_gain if min_accuracy is not None else costs_and_gain[::-1]) == wanted
     else:
         assert choice.chosen is None
         with pytest.raises(NothingFits):
@@ -488,9 +514,12 @@ def test_the_choice_against_every_possibility(
         assert candidate.on_front == (not beaten)
 
 
+def _ladder() -> Ladder:
+    return read(TypeAdapter(Ladder), json.dumps(document(student("a", 5000, 0.5))))
+
+
 def _entry() -> StudentEntry:
-    content = document(student("a", 5000, 0.5))
-    return read(TypeAdapter(Ladder), json.dumps(content)).students[0]
+    return _ladder().students[0]
 
 
 @few

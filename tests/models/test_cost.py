@@ -184,8 +184,8 @@ def test_agrees(value: int, printed: str, same: bool) -> None:
     assert agrees(value, printed) is same
 
 
-def test_alone_it_prints_table_3_and_marks_two_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    profile_command()
+def test_table_3_has_two_marked_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    profile_command(paper=True)
     printed = capsys.readouterr()
     for arch in TABLE_3:
         assert printed.out.count(f"\n{arch} ") == 2
@@ -200,8 +200,16 @@ def test_alone_it_prints_table_3_and_marks_two_cells(capsys: pytest.CaptureFixtu
 
 def test_profile_json_is_one_document_of_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     profile_command(["resnet10-s"], input_shape="3x64x64", classes=200, by_layer=True, json_output=True)
-    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    (row,) = document["rows"]
     assert row["arch"] == "resnet10-s"
+    tensors = build("resnet10-s", 200).state_dict().values()
+    floats = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    assert (row["bytes"], row["bytes_of"]) == (
+        4 * floats + 8 * sum(not t.is_floating_point() for t in tensors),
+        "tensors",
+    )
     assert row["input_shape"] == [3, 64, 64]
     assert row["num_classes"] == 200
     assert round(row["macs"] / 1e6, 2) == 16.63
@@ -242,8 +250,11 @@ def test_bad_shapes_are_refused(text: str, why: str) -> None:
 def test_profile_refuses_what_makes_no_sense() -> None:
     with pytest.raises(UserError, match="did you mean resnet10"):
         profile_command(["resnet10-z"])
-    with pytest.raises(UserError, match="not both"):
-        profile_command(["resnet10-s"], run="runs/a")
+    for options in ({"run": "runs/a"}, {"paper": True}):
+        with pytest.raises(UserError, match="only one of them"):
+            profile_command(["resnet10-s"], **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"name architectures \(mcd profile resnet10-s; .* \(--paper\)"):
+        profile_command()
     with pytest.raises(UserError, match="need architectures"):
         profile_command(input_shape="3x64x64")
     with pytest.raises(UserError, match="--by-layer needs"):

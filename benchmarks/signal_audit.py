@@ -9,9 +9,10 @@ At the first step, at half and at the last one, for each of some training batche
 computed on --val-batches mini-batches of val, the slopes along v, and the step is undone. Then:
 
 - ceilings: the correlation of an image's d with its d when measured again. No input can explain more;
-- r2: the share of d's variance between the images of a batch that an input explains, by models fitted on other batches;
+- r2: the share of d's variance between the images of a batch that an input explains, by models that were fitted on
+  other batches along v of one half of those mini-batches, and are scored along v of the other half;
 - gain: the predicted first-order decrease of the validation loss if the sign of the prediction gave each image's whole
-  weight to one loss, in % of the decrease by the step with equal weights;
+  weight to one loss, in % of the decrease by the step with equal weights (meaningless where that is about 0);
 - groups: the difference of d between two groups of images, with its 95 % interval over batches, and the number of
   updates of C-NET after which it exceeds two standard errors.
 """
@@ -70,9 +71,10 @@ def batch_of(trainer: Trainer, ids: Tensor, view: int) -> Batch:
 
 
 def slopes(trainer: Trainer, batch: Batch, z_teacher: Tensor, val: list[Batch], first: int) -> Tensor:
-    """s [4, n, k, c] along v of: one mini-batch of val, another one, half of them together, the other half.
+    """s [4, n, k, c] along v of: a mini-batch of the first half of val, one of the second, each half as a whole.
 
-    The real step is made, as in the engine's meta step, and undone.
+    first: the former's index, even: the first half consists of every other mini-batch. The real step is made, as in
+    the engine's meta step, and undone.
     """
     students, optimizer = trainer.students, trainer.optimizer
     saved = copy.deepcopy((students.state_dict(), optimizer.state_dict()))
@@ -87,8 +89,7 @@ def slopes(trainer: Trainer, batch: Batch, z_teacher: Tensor, val: list[Batch], 
     def mean(some: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([v[name] for v in some]).mean(dim=0) for name in theta}
 
-    second = (first + len(val) // 2) % len(val)
-    directions = [gradients[first], gradients[second], mean(gradients[0::2]), mean(gradients[1::2])]
+    directions = [gradients[first], gradients[first + 1], mean(gradients[0::2]), mean(gradients[1::2])]
     along = [meta_gradient.directional_losses(students, theta, v, batch.images, losses_of) for v in directions]
     return torch.stack(along)
 
@@ -145,7 +146,7 @@ def measured(
         batch, z_teacher = batch_of(trainer, some, view), logits[some].float()
         if with_inputs:
             all_inputs.append(looked_at(trainer, batch, z_teacher))
-        all_slopes.append(slopes(trainer, batch, z_teacher, val, number % len(val)))
+        all_slopes.append(slopes(trainer, batch, z_teacher, val, 2 * number % len(val)))
     inputs = {name: torch.cat([i[name] for i in all_inputs]).double().numpy() for name in (all_inputs or [{}])[0]}
     return torch.cat(all_slopes, dim=1).double().numpy(), inputs
 
@@ -171,8 +172,11 @@ def out_of_batch(x: Array, d: Array, size: int, model: Callable[[], Any]) -> Arr
 
 
 def r2(d: Array, predicted: Array, size: int) -> dict[str, float]:
-    """The share of the variance of d that is predicted, in %, with a standard error by the jackknife over batches."""
-    error, total = (a.reshape(-1, size).sum(axis=1) for a in ((d - predicted) ** 2, d**2))
+    """The share of the variance of d [2 N] that is predicted, in %, with its standard error.
+
+    The images are there twice, for the two halves of val; the error is by the jackknife over batches.
+    """
+    error, total = (a.reshape(2, -1, size).sum(axis=(0, 2)) for a in ((d - predicted) ** 2, d**2))
     left_out = 1 - (error.sum() - error) / (total.sum() - total)
     b = len(error)
     return {"percent": 100 * (1 - error.sum() / total.sum()), "se": 100 * math.sqrt((b - 1) * left_out.var())}
@@ -186,24 +190,29 @@ def boosting() -> Any:
     return HistGradientBoostingRegressor(max_depth=3, max_iter=60, learning_rate=0.05, random_state=0)
 
 
-def explained(inputs: dict[str, Array], one: Array, half: tuple[Array, Array], step: float, size: int) -> Iterator[Any]:
-    """A row for each input. one, half: d [N] along v of a mini-batch of val, and of each half; step: mean of s."""
-    d = (half[0] + half[1]) / 2
-    shuffled = np.random.default_rng(0).permutation(len(d))
+def explained(
+    inputs: dict[str, Array], ones: tuple[Array, Array], halves: tuple[Array, Array], step: float, size: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each input, fitted along v of one half of val and scored along v of the other, both ways.
+
+    ones, halves: d [N] along v of a mini-batch of each half, and of the halves; step: mean of Σ_c s.
+    """
+    targets = np.concatenate(halves[::-1]), np.concatenate(ones[::-1])
+    shuffled = np.random.default_rng(0).permutation(len(halves[0]))
     candidates = inputs | {"all of these, of other images": inputs["all of these"][shuffled]}
     for name, x in candidates.items():
         if name == "groups" or not x.std(axis=0).any():  # no label is wrong
             continue
         x = centred(x, size)
         for model in (ridge, boosting)[: 1 + (x.shape[1] <= SMALL)]:
-            predicted = out_of_batch(x, d, size, model)
+            predicted = np.concatenate([out_of_batch(x, half, size, model) for half in halves])
             yield {
                 "input": name,
                 "columns": x.shape[1],
                 "model": model.__name__,
-                "r2": r2(d, predicted, size),
-                "r2_one_val_batch": r2(one, predicted, size),
-                "gain": 100 * float((np.sign(predicted) * d).mean()) / step,
+                "r2": r2(targets[0], predicted, size),
+                "r2_one_val_batch": r2(targets[1], predicted, size),
+                "gain": 100 * float((np.sign(predicted) * targets[0]).mean()) / step,
             }
 
 
@@ -220,7 +229,8 @@ def groups(flags: Array, names: list[str], one: Array, whole: Array, size: int) 
         def difference(d: Array, inside: npt.NDArray[np.bool_] = inside, both: Any = both) -> Array:
             """Mean inside minus mean outside, batch by batch."""
             rows = d.reshape(-1, size)[both]
-            return (rows * inside).sum(1) / inside.sum(1) - (rows * ~inside).sum(1) / (~inside).sum(1)
+            result: Array = (rows * inside).sum(1) / inside.sum(1) - (rows * ~inside).sum(1) / (~inside).sum(1)
+            return result
 
         of_all, of_one = difference(whole), difference(one)
         half_width = 1.96 * of_all.std(ddof=1) / math.sqrt(len(of_all))
@@ -256,11 +266,10 @@ def audit(trainer: Trainer, num_batches: int, val: list[Batch], earlier: dict[st
         one, another, a, b = (centred(d, size) for d in raw)
         whole = (a + b) / 2
         twice, viewed = (centred(m[2:, :, j, KD].mean(0) - m[2:, :, j, CE].mean(0), size) for m in (again, other_view))
-        halves = correlation(a, b)
         step = float(s[2:, :, j].sum(-1).mean())  # equal weights: Σ_c s
         ceilings = {
             "another mini-batch of val": correlation(one, another),
-            "val as a whole": 2 * halves / (1 + halves),  # Spearman and Brown: of the mean of both halves
+            "the other half of val": correlation(a, b),
             "other images in the batch": correlation(whole[order], twice),
             "other images in the batch, another view": correlation(whole[order], viewed),
         }
@@ -275,7 +284,7 @@ def audit(trainer: Trainer, num_batches: int, val: list[Batch], earlier: dict[st
             "sd_between_images": {"one_val_batch": float(one.std()), "whole_val": float(whole.std())},
             "gain_of_a_constant": 100 * abs(float(raw[2:].mean())) / step,
             "gain_if_d_were_known": 100 * float((np.sign(a) * b).mean()) / step,
-            "explained": list(explained(inputs, one, (a, b), step, size)),
+            "explained": list(explained(inputs, (one, another), (a, b), step, size)),
             "groups": list(groups(inputs["groups"], names, raw[0], raw[2:].mean(0), size)),
             "groups_ce": list(groups(inputs["groups"], names, s[0, :, j, CE], s[2:, :, j, CE].mean(0), size)),
             "groups_kd": list(groups(inputs["groups"], names, s[0, :, j, KD], s[2:, :, j, KD].mean(0), size)),
@@ -304,7 +313,8 @@ def condition(args: argparse.Namespace, noise: float, note: Callable[[dict[str, 
             "hardware": run.hardware.describe(),
             "times": {},
         }
-        times, earlier = times_of(trainer), {}
+        times = times_of(trainer)
+        earlier: dict[str, Array] = {}
 
         def pause() -> None:
             if trainer.step_index in times:
@@ -330,6 +340,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.batches < 2 * FOLDS or args.val_batches < 2 or args.val_batches % 2:
+        parser.error(f"--batches takes {2 * FOLDS} or more, --val-batches an even number")
     versions = {"python": platform.python_version(), "torch": torch.__version__, "scikit-learn": sklearn.__version__}
     document: dict[str, Any] = {"versions": versions, "cores": os.cpu_count(), "conditions": {}}
     if args.out and args.out.exists():  # a condition measured before stays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,17 @@ from mcd_cli.cli.options import DistillOptions, TrainingOptions
 from mcd_cli.cli.startup import quick_imports
 from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.files import as_path, write_whole
-from mcd_cli.ladder.folder import COORDINATOR_PLOT, LADDER_PLOT, LOG, RECIPE, RunFolder
+from mcd_cli.ladder.folder import COORDINATOR_PLOT, LADDER_PLOT, LOG, LOGGED, RECIPE, TRAINING_PLOT, RunFolder
+from mcd_cli.loggers import names_of
 from mcd_cli.models import torchvision_name
 from mcd_cli.quantities import size
 from mcd_cli.recipe.loading import load_recipe, parse_setting
 from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
 
 if TYPE_CHECKING:
+    from mcd_cli.engine.events import Event, Listener
     from mcd_cli.engine.run import Run, RunOptions
+    from mcd_cli.loggers.log import Log
 
 FEW_STEPS = 150  # an estimate would make a run shorter than this at least a tenth longer
 
@@ -31,6 +34,7 @@ def distill(options: DistillOptions) -> None:
     Under torchrun only the process of rank 0 writes to the folder and prints.
     """
     check(options)
+    names_of(options.log)
     writes = os.environ.get("RANK", "0") == "0"
     if options.resume is None:
         recipe = resolve(options)
@@ -118,11 +122,11 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
     recipe = processes.broadcast(recipe)
     is_finished = processes.broadcast(folder is not None and folder.is_finished)
     view = View(quiet=options.quiet)
-    ladder = training = None
+    ladder = training = log = None
     try:
         if not is_finished:
-            emit = view if processes.is_main else lambda event: None
-            training = Run(recipe, folder, run_options(options), emit)
+            listeners: list[Listener] = [view] if processes.is_main else []
+            training = Run(recipe, folder, run_options(options), _to_all(listeners))
             if options.resume is None:
                 training.check()
                 if options.dry_run:
@@ -133,6 +137,9 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
                     return
                 if training.num_steps > FEW_STEPS:
                     training.estimate()
+            if folder is not None:
+                log = _log(options, recipe, folder, view)
+                listeners += [log] if log is not None else []
             ladder = training.train()
         if folder is None:
             processes.leave()
@@ -142,11 +149,33 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
             draw(ladder, folder.path)
         if not (folder / f"{COORDINATOR_PLOT}.svg").exists():
             _draw_story(folder, training)
+        if log is not None:
+            log.finish(ladder, [folder / f"{name}.png" for name in (LADDER_PLOT, TRAINING_PLOT, COORDINATOR_PLOT)])
     finally:
+        if log is not None:
+            log.close()
         view.close()
     processes.leave()
     print_ladder(ladder, options.json_output)
     view.say(f"the ladder is in {folder.path}")
+
+
+def _to_all(listeners: Sequence[Listener]) -> Listener:
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return emit
+
+
+def _log(options: DistillOptions, recipe: Recipe, folder: RunFolder, emit: Listener) -> Log | None:
+    """The trackers that --log names, and those that the run has used before; None if there are none."""
+    names = names_of(options.log)
+    if not names and not (folder / LOGGED).is_file():
+        return None
+    from mcd_cli.loggers.log import Log
+
+    return Log(folder.path, names, recipe, emit)
 
 
 def _draw_story(folder: RunFolder, training: Run | None) -> None:

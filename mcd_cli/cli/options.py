@@ -16,6 +16,7 @@ from typer import Argument, Option
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import McdError, UserError
 from mcd_cli.ladder.budget import COSTS, PERCENTILES, Limits
+from mcd_cli.loggers import LOGGERS
 from mcd_cli.methods import METHODS
 from mcd_cli.models import ARCHITECTURES
 from mcd_cli.norms import NORMS
@@ -390,6 +391,10 @@ class DistillOptions(TrainingOptions):
     sync_bn: Annotated[bool, Option("--sync-bn", help="Under torchrun: BatchNorm statistics over all processes.")] = (
         False
     )
+    log: Annotated[
+        str | None,
+        Option(metavar="NAME,…", help=f"Also log to experiment trackers: {', '.join(LOGGERS)}."),
+    ] = None
 
     def recipe_changes(self) -> dict[str, Any]:
         own = {"method": self.method, "seed": self.seed, "sync_bn": self.sync_bn or None}

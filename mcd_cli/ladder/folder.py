@@ -23,6 +23,7 @@ RECIPE, METRICS, MANIFEST, LOG = "recipe.toml", "metrics.jsonl", "ladder.json", 
 LOCK = ".lock"  # exists while a run writes; the file that a killed run leaves locks nothing
 CHECKPOINT, STUDENTS, PREDICTIONS = "checkpoint", "students", "predictions.safetensors"
 EXPORTS = "exports"
+LOGGED = "loggers.json"
 LADDER_PLOT, TRAINING_PLOT, COORDINATOR_PLOT = "ladder", "training", "coordinator"  # each as .png and .svg
 PAGE, CARD = "report.html", "MODEL_CARD.md"
 

@@ -10,6 +10,7 @@ from mcd_cli.data import DATASETS
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.ladder.folder import MANIFEST, METRICS, RECIPE
 from mcd_cli.ladder.variants import FORMATS
+from mcd_cli.loggers import LOGGERS
 from mcd_cli.losses import LOSSES
 from mcd_cli.methods import METHODS
 from mcd_cli.models import ARCHITECTURES
@@ -131,6 +132,7 @@ KINDS = {
         lambda: ((name, row.summary) for name, row in DATASETS.items()),
         "and any folder of images with a folder per class",
     ),
+    "loggers": Kind(("logger", "run in"), lambda: ((name, row.summary) for name, row in LOGGERS.items())),
     "formats": Kind(("format", "written by", "summary"), lambda: ((name, *row) for name, row in FORMATS.items())),
     "runs": Kind(("run", "method", "data set", "best on val", "state", "ended"), _runs, RESUME, gives_way="ended"),
 }

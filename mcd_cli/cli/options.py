@@ -24,7 +24,7 @@ from mcd_cli.norms import NORMS
 SEEDS = "0,1,2"
 INPUT_SHAPE, NUM_CLASSES = "3x32x32", 100
 
-KINDS = ("recipes", "overlays", "methods", "losses", "architectures", "datasets", "formats", "runs")
+KINDS = ("recipes", "overlays", "methods", "losses", "architectures", "datasets", "loggers", "formats", "runs")
 
 
 def _completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

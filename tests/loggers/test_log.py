@@ -20,6 +20,9 @@ from mcd_cli.loggers import LOGGERS, names_of
 from mcd_cli.loggers.log import figures
 from support.runs import signal_at, tiny_recipe
 
+for spec in LOGGERS.values():
+    pytest.importorskip(spec.package)
+
 Point = tuple[str, int, float]
 
 

@@ -84,17 +84,20 @@ def test_the_default_grid_has_what_the_method_reads(method: str) -> None:
 def test_the_best_on_val_becomes_the_recipe(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid = ["--grid", "distill.total=1,3", "--grid", "distill.lambda=0.5,0.9"]
+    grid = ["--grid", "distill.total=1,3", "--grid", "distill.lambda=0.5,0.9", "--grid", "method=rule"]
     command = ["tune", "--method", "kd", "--pilot-epochs", "1", *grid, *SMALL, "--out", "tuning", "--json"]
     assert mcd(monkeypatch, *command) == 0
     document = json.loads(capsys.readouterr().out)
     val = dict(of_runs(place / "tuning"))
-    assert len(val) == 3  # 2 + 2 − 1: the best of the first key is the second key's first
+    assert len(val) == 4  # 2 + 2 + 2 − 2: the best of a key is the next key's first
     total = max((1, 3), key=lambda t: val[f"total-{t}"])
     assert document["keys"][0]["best"] == total
     for entry in document["keys"][1]["val"]:
         expected = f"total-{total}" + ("-lambda-0.9" if entry["value"] == 0.9 else "")
         assert entry["accuracy"] == pytest.approx(val[expected])
+    by_method = {entry["value"]: entry["accuracy"] for entry in document["keys"][2]["val"]}
+    assert max(val.values()) in (by_method["rule"], pytest.approx(by_method["kd"]))
+    assert document["keys"][2]["best"] == ("rule" if by_method["rule"] > by_method["kd"] else "kd")
 
     tuned = load_recipe("tuning/tuned.toml", {})
     assert tuned.distill.total == total

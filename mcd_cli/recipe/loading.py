@@ -73,8 +73,8 @@ def recipe_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
             return chain
         if not isinstance(base, str):
             raise UserError(f"recipe {path}: extends takes the name of one recipe, got {base!r}")
-        sibling = path.parent / as_path(f"{base}.toml")
-        name = str(sibling) if sibling.is_file() else base
+        siblings = (path.parent / as_path(base), path.parent / as_path(f"{base}.toml"))
+        name = next((str(sibling) for sibling in siblings if sibling.is_file()), base)
 
 
 def recipe_names() -> list[str]:

@@ -200,6 +200,8 @@ def test_extends(tmp_path: Path) -> None:
     recipe = load_recipe(str(tmp_path / "top.toml"), {})
     assert (recipe.epochs, recipe.optimizer.lr, recipe.optimizer.momentum) == (4, 2.0, 0.1)
     assert recipe.students == {"resnet10-s": "resnet10-s"}
+    (tmp_path / "top.toml").write_text('extends = "base.toml"')
+    assert load_recipe(str(tmp_path / "top.toml"), {}).epochs == 3
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,11 @@ from mcd_cli.quantities import show_time
 from mcd_cli.recipe.overlays import Contender, find_contenders
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mcd_cli.cli.progress import View
+    from mcd_cli.comparison.graph import Graph
+    from mcd_cli.comparison.paper import PaperFigures
     from mcd_cli.comparison.plan import Plan
     from mcd_cli.comparison.runner import Comparison, Cost
     from mcd_cli.comparison.schema import Document
@@ -36,8 +43,6 @@ if TYPE_CHECKING:
 
 def compare(options: CompareOptions) -> None:
     """Train the cells that are not trained yet, or only estimate. stdout gets the tables and the verdict (or JSON)."""
-    from mcd_cli.comparison.plan import Plan
-
     check(options)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("mcd compare trains in a single process; start it without torchrun")
@@ -45,18 +50,21 @@ def compare(options: CompareOptions) -> None:
         if options.methods is not None or options.seeds is not None or options.overlays:
             raise UserError("--resume uses the plan in its folder; to add methods or seeds, name the folder with --out")
         folder = Path(options.resume)
-        plan = Plan.load(folder)
+        plans = read_plans(folder)
         made: list[Path] = []
+    elif options.only is not None:
+        raise UserError("--only is for a planned comparison: make one with --nodes, then give its folder to --resume")
     else:
-        plan = resolve_plan(options)
-        folder, made = (Path(), []) if options.dry_run else _place(options.out, plan)
-    plan = Plan(with_checkpoint_interval(plan.base, options), plan.contenders, plan.seeds)
+        plans = resolve_plans(options)
+        folder, made = (Path(), []) if options.dry_run else _place(options.out, plans)
+    plans = {part: replace(plan, base=with_checkpoint_interval(plan.base, options)) for part, plan in plans.items()}
     try:
-        if not options.dry_run:
-            plan.save(folder)
-        _conduct(options, plan, folder)
+        if not options.dry_run and options.only is None:
+            plans = {part: plan.add_to(folder / part) for part, plan in plans.items()}
+        _conduct(options, plans, folder)
     except (Interrupted, KeyboardInterrupt):
         command = f"mcd compare --resume {shlex.quote(str(folder))}"
+        command += f" --only {shlex.quote(options.only)}" if options.only else ""
         raise Interrupted("interrupted" if _discard(folder, made) else f"interrupted; resume with: {command}") from None
     except McdError:
         _discard(folder, made)
@@ -65,8 +73,36 @@ def compare(options: CompareOptions) -> None:
         if not options.dry_run and not _discard(folder, made):
             (folder / LOG).write_text(traceback.format_exc(), encoding="utf-8")
         if is_out_of_memory(error):
-            raise out_of_memory(plan.base) from None
+            raise out_of_memory(next(iter(plans.values())).base) from None
         raise
+
+
+def resolve_plans(options: CompareOptions) -> dict[str, Plan]:
+    """The plan of a new comparison, under the name ""; with several recipes, one under each recipe's name."""
+    recipes = [options.recipe]
+    if options.recipe is not None and not Path(options.recipe).exists():
+        recipes = [name.strip() for name in options.recipe.split(",")]
+    if len(recipes) == 1:
+        return {"": resolve_plan(options)}
+    plans: dict[str, Plan] = {}
+    for recipe in recipes:
+        part = Path(str(recipe)).name.removesuffix(".toml")
+        if not part:
+            raise UserError("--recipe takes one recipe or several: --recipe cifar100,tinyimagenet")
+        if part in plans:
+            raise UserError(f"--recipe names {part} twice; its results would share a folder")
+        plans[part] = resolve_plan(replace(options, recipe=recipe))
+    return plans
+
+
+def read_plans(folder: Path) -> dict[str, Plan]:
+    """The plan in a comparison's folder, under the name ""; or those of several recipes, under their folders' names."""
+    from mcd_cli.comparison.plan import PLAN, Plan
+
+    parts = [path.parent.name for path in sorted(folder.glob(f"*/{PLAN}"))]
+    if (folder / PLAN).is_file() or not parts:
+        return {"": Plan.load(folder)}
+    return {part: Plan.load(folder / part) for part in parts}
 
 
 def resolve_plan(options: CompareOptions) -> Plan:
@@ -104,30 +140,55 @@ def _overlay_named(name: str) -> Contender:
     return contenders[0]
 
 
-def _conduct(options: CompareOptions, plan: Plan, folder: Path) -> None:
+def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -> None:
     from mcd_cli.cli.progress import View
-    from mcd_cli.comparison.paper import papers_figures
-    from mcd_cli.comparison.runner import Comparison
+    from mcd_cli.comparison.claims import claim
+    from mcd_cli.comparison.runner import Comparison, graph_of, train
 
-    paper = papers_figures(plan.base) if options.paper else None
-    if options.paper and paper is None:
-        raise UserError("--paper: the paper has no results for this data set, teacher and students")
     view = View(quiet=options.quiet)
+    engine = training_engine(options, view)
+
+    def comparisons_of(plans: Mapping[str, Plan]) -> dict[str, Comparison]:
+        return {part: Comparison(plan, folder / part, engine, view) for part, plan in plans.items()}
+
     try:
-        comparison = Comparison(plan, folder, training_engine(options, view), view)
-        if comparison.to_train:
-            cost = comparison.estimate()
-            _print_estimate(comparison, cost, view)
+        papers = {part: _papers_figures(plan) if options.paper else None for part, plan in plans.items()}
+        comparisons = comparisons_of(plans)
+        if options.nodes:
+            _print_nodes(graph_of(comparisons), options.json_output)
+            return
+        if options.only is not None:
+            train(comparisons, view, options.only)
+            view.say(f"{options.only} is finished")
+            return
+        if any(comparison.to_train for comparison in comparisons.values()):
+            costs = {part: _estimate(comparison, part, view) for part, comparison in comparisons.items()}
             if options.dry_run:
-                _print_plan(comparison, cost, options.json_output)
+                _print_plans(comparisons, costs, options.json_output)
                 return
-            comparison.train()
-        document = comparison.document([Path(path) for path in options.beside or []], paper)
+        train(comparisons, view)
+        while (latest := read_plans(folder)) != plans:  # another process has added methods or seeds
+            plans, comparisons = latest, comparisons_of(latest)
+            train(comparisons, view)
+        beside = [Path(path) for path in options.beside or []]
+        documents = {}
+        for part, comparison in comparisons.items():
+            with claim(comparison.folder, "tables", wait=True):
+                documents[part] = comparison.document(beside, papers.get(part))
+                _draw_cells(comparison.folder)
     finally:
         view.close()
-    _draw_cells(folder)
-    _print(document, folder, options.json_output)
+    _print(documents, folder, options.json_output)
     view.say(f"the comparison is in {folder}")
+
+
+def _papers_figures(plan: Plan) -> PaperFigures:
+    from mcd_cli.comparison.paper import papers_figures
+
+    figures = papers_figures(plan.base)
+    if figures is None:
+        raise UserError("--paper: the paper has no results for this data set, teacher and students")
+    return figures
 
 
 def training_engine(options: TrainingOptions, view: View) -> Engine:
@@ -143,13 +204,14 @@ def training_engine(options: TrainingOptions, view: View) -> Engine:
     return run
 
 
-def _print_estimate(comparison: Comparison, cost: Cost, view: View) -> None:
+def _estimate(comparison: Comparison, part: str, view: View) -> Cost:
     """Print the estimate, and a warning if C-NET will be updated too rarely to judge it."""
     from mcd_cli.comparison.document import FEW_UPDATES
     from mcd_cli.engine.events import WarningMessage
 
-    todo = comparison.to_train
-    view.say(f"{len(todo)} cells to train: about {show_time(cost.total_seconds)} in all")
+    cost = comparison.estimate()
+    of_part = f"{part}: " if part else ""
+    view.say(f"{of_part}{len(comparison.to_train)} cells to train: about {show_time(cost.total_seconds)} in all")
     too_few = {name: number for name, number in cost.updates.items() if 0 < number < FEW_UPDATES}
     if too_few:
         counts = ", ".join(f"{name} {number}" for name, number in too_few.items())
@@ -159,50 +221,84 @@ def _print_estimate(comparison: Comparison, cost: Cost, view: View) -> None:
                 "try a smaller --batch-size, more --epochs, or --set coordinator.every=…"
             )
         )
+    return cost
 
 
-def _print_plan(comparison: Comparison, cost: Cost, json_output: bool) -> None:
+def _print_nodes(graph: Graph, json_output: bool) -> None:
+    """Print the nodes in the order of their needs: a table in a terminal, only names in a pipe."""
     from mcd_cli.reporting.console import print_json, results, table
 
-    plan = comparison.plan
     if json_output:
-        print_json(
-            {
-                "recipe": plan.base.model_dump(mode="json"),
-                "seeds": list(plan.seeds),
-                "contenders": [
-                    {
-                        "name": contender.name,
-                        "changes": dict(contender.changes),
-                        "estimate_seconds": cost.seconds.get(contender.name),
-                        "updates": cost.updates.get(contender.name),
-                    }
-                    for contender in plan.contenders
-                ],
-                "estimate_seconds": cost.total_seconds,
-            }
-        )
+        print_json({"nodes": [{"name": n.name, "needs": list(n.needs), "finished": n.is_finished()} for n in graph]})
         return
     console = results()
-    console.print(plan.base.to_toml())
-    drawn = table(console, "method", "time per seed", "C-NET updates")
-    for contender in plan.contenders:
-        seconds, updates = cost.seconds.get(contender.name), cost.updates.get(contender.name)
-        drawn.add_row(contender.name, "-" if seconds is None else show_time(seconds), str(updates) if updates else "-")
+    if not console.is_terminal:
+        print("\n".join(node.name for node in graph))
+        return
+    drawn = table(console, "node", "needs", "finished")
+    for node in graph:
+        drawn.add_row(node.name, ", ".join(node.needs), "yes" if node.is_finished() else "")
     console.print(drawn)
 
 
-def _print(document: Document, folder: Path, json_output: bool) -> None:
-    """Print the result on stdout."""
-    from rich.text import Text
-
-    from mcd_cli.comparison.tables import caption, remarks, sheets, verdict
+def _print_plans(comparisons: Mapping[str, Comparison], costs: Mapping[str, Cost], json_output: bool) -> None:
     from mcd_cli.reporting.console import print_json, results, table
 
     if json_output:
-        print_json(document.content() | {"folder": str(folder)})
+        contents = {part: _planned(comparison.plan, costs[part]) for part, comparison in comparisons.items()}
+        print_json(contents.get("", {"comparisons": contents}))
         return
     console = results()
+    for part, comparison in comparisons.items():
+        cost = costs[part]
+        console.print(comparison.plan.base.to_toml())
+        drawn = table(console, "method", "time per seed", "C-NET updates")
+        for contender in comparison.plan.contenders:
+            seconds, updates = cost.seconds.get(contender.name), cost.updates.get(contender.name)
+            time = "-" if seconds is None else show_time(seconds)
+            drawn.add_row(contender.name, time, str(updates) if updates else "-")
+        console.print(drawn)
+
+
+def _planned(plan: Plan, cost: Cost) -> dict[str, Any]:
+    contenders = [
+        {
+            "name": contender.name,
+            "changes": dict(contender.changes),
+            "estimate_seconds": cost.seconds.get(contender.name),
+            "updates": cost.updates.get(contender.name),
+        }
+        for contender in plan.contenders
+    ]
+    return {
+        "recipe": plan.base.model_dump(mode="json"),
+        "seeds": list(plan.seeds),
+        "contenders": contenders,
+        "estimate_seconds": cost.total_seconds,
+    }
+
+
+def _print(documents: Mapping[str, Document], folder: Path, json_output: bool) -> None:
+    """Print the results on stdout."""
+    from mcd_cli.reporting.console import print_json, results
+
+    if json_output:
+        contents = {part: document.content() | {"folder": str(folder / part)} for part, document in documents.items()}
+        print_json(contents.get("", {"comparisons": contents}))
+        return
+    console = results()
+    for part, document in documents.items():
+        if part:
+            console.print(f"{part}\n")
+        _print_tables(document, console)
+
+
+def _print_tables(document: Document, console: Console) -> None:
+    from rich.text import Text
+
+    from mcd_cli.comparison.tables import caption, remarks, sheets, verdict
+    from mcd_cli.reporting.console import table
+
     for sheet in sheets(document):
         console.print(sheet.title)
         drawn = table(console, *sheet.columns)
@@ -233,34 +329,43 @@ def _draw_cells(folder: Path) -> None:
             draw(load_ladder(manifest.parent), manifest.parent)
 
 
-def _place(out: str | None, plan: Plan) -> tuple[Path, list[Path]]:
-    """The folder (--out, an unfinished one of the same plan, or the next free one), and which folders are new."""
-    from mcd_cli.comparison.plan import DOCUMENT, PLAN, Plan
+def _place(out: str | None, plans: Mapping[str, Plan]) -> tuple[Path, list[Path]]:
+    """The folder (--out, an unfinished one of the same plans, or the next free one), and which folders are new."""
+    from mcd_cli.comparison.plan import DOCUMENT, PLAN
 
     if out == "":
         raise UserError("--out is empty; name a folder")
     if out is not None:
         folder = Path(out)
-        if not (folder / PLAN).is_file():
+        try:
             return folder, make_folder(folder)
-        Plan.load(folder).refuse_other_base(plan)
+        except UserError:
+            if not any(folder.glob(PLAN)) and not any(folder.glob(f"*/{PLAN}")):
+                raise
+        there = read_plans(folder)
+        if there.keys() != plans.keys():
+            raise UserError(f"{folder} has a comparison of other recipes; choose another --out")
+        for part, plan in plans.items():
+            there[part].refuse_other_base(plan)
         return folder, []
-    stem = f"{Path(plan.base.dataset).resolve().name}-compare"
-    for path in sorted(Path("runs").glob(f"{stem}-*/{PLAN}")):
+    stem = f"{Path(plans[''].base.dataset).resolve().name}-compare" if "" in plans else "compare"
+    for folder in sorted(Path("runs").glob(f"{stem}-*")):
         with suppress(UserError):
-            if not (path.parent / DOCUMENT).exists() and Plan.load(path.parent) == plan:
-                return path.parent, []
+            if not all((folder / part / DOCUMENT).exists() for part in plans) and read_plans(folder) == plans:
+                return folder, []
     made = next_folder(Path("runs"), stem)
     return made[0], made
 
 
 def _discard(folder: Path, made: list[Path]) -> bool:
     """Delete a new comparison that has not trained anything; returns whether it was deleted."""
+    from mcd_cli.comparison.claims import LOCKS
     from mcd_cli.comparison.plan import PLAN
 
-    if not made or any(path.name != PLAN for path in folder.iterdir()):
+    if not made or any(f.is_file() and f.name != PLAN and f.parent.name != LOCKS for f in folder.rglob("*")):
         return False
-    (folder / PLAN).unlink(missing_ok=True)
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for path in made:
         with suppress(OSError):  # not empty: it holds the user's files
             path.rmdir()

@@ -424,6 +424,11 @@ class CompareOptions(TrainingOptions):
             autocompletion=_OF_CONTENDERS,
         ),
     ] = None
+    nodes: Annotated[bool, Option("--nodes", help="Save the plan and list its runs, then stop.")] = False
+    only: Annotated[
+        str | None,
+        Option(metavar="NODE", help="With --resume: train this run of --nodes, and what it needs, in this process."),
+    ] = None
     paper: Annotated[bool, Option("--paper", help="Show the paper's results beside ours.")] = False
     beside: Annotated[
         list[str] | None,

@@ -83,7 +83,7 @@ def owners(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
     return {(cell.contender, cell.seed): first[cell.identity, cell.seed] for cell in cells}
 
 
-def is_finished(folder: Path, cell: Cell) -> bool:
+def is_finished_cell(folder: Path, cell: Cell) -> bool:
     return (folder / CELLS / cell.name / MANIFEST).is_file()
 
 
@@ -91,8 +91,7 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
     """Train the cell's run from its last state to its manifest; stages that other cells have trained are reused."""
     path = folder / CELLS / cell.name
     recipe = shared.recipe(cell.recipe)
-    start = shared.warm_starts(cell, [other for other in cells if other.seed == cell.seed])
-    path.parent.mkdir(exist_ok=True)
+    start = shared.warm_starts(recipe)
     with open_run(path, recipe) as run_folder:
         run = engine(recipe, run_folder)
         given = {} if start is None else {WARM_START: start}
@@ -109,15 +108,19 @@ def train_cell(cell: Cell, cells: Sequence[Cell], folder: Path, shared: Shared, 
             raise
 
 
+def is_first_link(source: Cell, cell: Cell) -> bool:
+    """Whether the largest student of `source` (kd's cell) is, by definition, the first one of the chain `cell`."""
+    return source.seed == cell.seed and source.identity == first_link_identity(cell.recipe)
+
+
 def first_link(run: Run, cell: Cell, cells: Sequence[Cell], folder: Path) -> Iterator[tuple[str, str, Cell]]:
     """(stage, student, kd's cell) if the chain's first student is, by definition, one that kd's cell has trained."""
-    wanted = first_link_identity(cell.recipe)
     own = next(plan for plan in run.plans if plan.name not in (TEACHER, WARM_START))
-    if wanted is None or len(own.stage.students) != 1 or own.stage.teachers != (TEACHER,):
+    if len(own.stage.students) != 1 or own.stage.teachers != (TEACHER,):
         return
     for source in cells:
         checkpoint = folder / CELLS / source.name / CHECKPOINT
-        if source.seed == cell.seed and source.identity == wanted and is_finished(folder, source):
+        if is_first_link(source, cell) and is_finished_cell(folder, source):
             if any(checkpoint.glob("distill-*.safetensors")):
                 yield own.name, own.stage.students[0], source
             return

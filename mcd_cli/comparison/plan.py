@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from mcd_cli.comparison.claims import claim
 from mcd_cli.errors import UserError, reason_of
 from mcd_cli.files import write_whole
 from mcd_cli.methods import METHODS
@@ -64,6 +65,23 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         write_whole(folder / PLAN, tomli_w.dumps(self._document()).encode())
+
+    def add_to(self, folder: Path) -> Plan:
+        """Add the contenders and seeds to the plan in this folder, or start one there; returns the whole plan.
+
+        Raises UserError if the plan there has another base recipe.
+        """
+        folder.mkdir(exist_ok=True)
+        with claim(folder, "plan", wait=True):
+            whole = self
+            if (folder / PLAN).is_file():
+                there = Plan.load(folder)
+                there.refuse_other_base(self)
+                contenders = {contender.name: contender for contender in (*there.contenders, *self.contenders)}
+                seeds = dict.fromkeys((*there.seeds, *self.seeds))
+                whole = Plan(self.base, tuple(contenders.values()), tuple(seeds))
+            whole.save(folder)
+        return whole
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

@@ -1,15 +1,17 @@
-"""Runs a comparison: estimates its cost, trains the cells one after another, and writes the document."""
+"""Runs a comparison: estimates its cost, trains its graph of runs, and writes the document."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mcd_cli.comparison.cells import (
     CELLS,
-    is_finished,
+    is_finished_cell,
+    is_first_link,
     owners,
     read_cell,
     refuse_mixture,
@@ -18,12 +20,13 @@ from mcd_cli.comparison.cells import (
 )
 from mcd_cli.comparison.document import describe
 from mcd_cli.comparison.figures import draw
+from mcd_cli.comparison.graph import Graph, Node, Task
 from mcd_cli.comparison.paper import PaperFigures
 from mcd_cli.comparison.plan import MARKDOWN, Cell, Plan
 from mcd_cli.comparison.schema import Document
-from mcd_cli.comparison.shared import Engine, Shared
+from mcd_cli.comparison.shared import SHARED, Engine, Shared, warm_start_groups, warm_start_node
 from mcd_cli.comparison.tables import markdown
-from mcd_cli.engine.events import Event, InfoMessage, Listener, WarningMessage
+from mcd_cli.engine.events import Event, Listener, WarningMessage
 from mcd_cli.engine.run import Run
 from mcd_cli.engine.stages import StagePlan
 from mcd_cli.files import write_whole
@@ -57,7 +60,7 @@ class Comparison:
     def to_train(self) -> list[Cell]:
         """The unfinished cells, without those that equal another cell by definition."""
         wanted = [cell for cell in self.cells if self.owner[cell.contender, cell.seed] is cell]
-        return [cell for cell in wanted if not is_finished(self.folder, cell)]
+        return [cell for cell in wanted if not is_finished_cell(self.folder, cell)]
 
     def estimate(self) -> Cost:
         """Estimate the cost from a few steps of each contender; also checks that its networks take the images."""
@@ -88,19 +91,49 @@ class Comparison:
         total = shared.get(TEACHER, 0.0) + num_seeds * shared.get(WARM_START, 0.0)
         return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
 
-    def train(self) -> None:
-        """Train the teacher, then every unfinished cell, each from its last state.
+    def nodes(self, part: str = "") -> list[Node]:
+        """The teacher if it has to be trained, the warm starts, and the cells. part: stands before their names."""
+        shared, nodes = self.shared, []
+        prefix = f"{part}/" if part else ""
 
-        Raises UserError, before training, if a cell's folder holds a run of another recipe.
-        """
-        todo = self.to_train
-        if todo:
-            self.shared.train_teacher()
-        for cell in self.owner.values():
-            refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
-        for number, cell in enumerate(todo, start=1):
-            self.emit(InfoMessage(f"cell {number} of {len(todo)}: {cell.contender}, seed {cell.seed}"))
-            train_cell(cell, self.cells, self.folder, self.shared, self.engine)
+        def add(name: str, title: str, needs: Iterable[str], is_finished: Callable[[], bool], run: Task) -> None:
+            needs = tuple(prefix + need for need in needs)
+            nodes.append(
+                Node(prefix + name, f"{part}: {title}" if part else title, self.folder, needs, is_finished, run)
+            )
+
+        teacher = (TEACHER,) if shared.needs_teacher else ()
+        if teacher:
+            add(TEACHER, TEACHER, (), shared.teacher_file.is_file, shared.train_teacher)
+        cells = list({cell.name: cell for cell in self.owner.values()}.values())
+        for name, recipe in warm_start_groups(cells).items():
+            is_finished, run = partial(shared.has_warm_starts, recipe), partial(shared.train_warm_starts, recipe)
+            add(name, f"warm start, seed {recipe.seed}", teacher, is_finished, run)
+        for cell in cells:
+            warm_start = (warm_start_node(cell.recipe),) if cell.recipe.warm_start.epochs else ()
+            links = tuple(source.name for source in cells if is_first_link(source, cell))
+            is_finished, run = partial(is_finished_cell, self.folder, cell), partial(self._train_cell, cell)
+            add(cell.name, f"{cell.contender}, seed {cell.seed}", (*teacher, *warm_start, *links), is_finished, run)
+        return nodes
+
+    def prepare(self) -> None:
+        """Create the folders. Raises UserError if a cell's folder holds a run of another recipe."""
+        for name in (SHARED, CELLS):
+            (self.folder / name).mkdir(exist_ok=True)
+        if not self.shared.needs_teacher or self.shared.teacher_file.is_file():  # a part of all recipes
+            for cell in self.owner.values():
+                self._refuse_other_recipe(cell)
+
+    def train(self) -> None:
+        """Train what is not finished, each run from its last state (see `train`)."""
+        train({"": self}, self.emit)
+
+    def _refuse_other_recipe(self, cell: Cell) -> None:
+        refuse_other_recipe(self.folder / CELLS / cell.name, self.shared.recipe(cell.recipe))
+
+    def _train_cell(self, cell: Cell) -> None:
+        self._refuse_other_recipe(cell)
+        train_cell(cell, self.cells, self.folder, self.shared, self.engine)
 
     def document(self, beside: list[Path], paper: PaperFigures | None) -> Document:
         """Write comparison.json, comparison.md and the figures. Raises UserError if the cells are not comparable."""
@@ -114,6 +147,24 @@ class Comparison:
         pictures = draw([document, *others], self.folder)
         write_whole(self.folder / MARKDOWN, markdown(document, pictures).encode())
         return document
+
+
+def graph_of(comparisons: Mapping[str, Comparison]) -> Graph:
+    """The nodes of all parts; the name of a part, unless it is empty, stands before those of its nodes: part/node."""
+    return Graph([node for part, comparison in comparisons.items() for node in comparison.nodes(part)])
+
+
+def train(comparisons: Mapping[str, Comparison], emit: Listener, only: str | None = None) -> None:
+    """Train what is not finished, each run from its last state; only: this node and what it needs.
+
+    Other processes may do the same at the same time. Raises UserError, before training, if a cell's folder holds a run
+    of another recipe.
+    """
+    graph = graph_of(comparisons)
+    graph = graph if only is None else graph.with_needs(only)
+    for comparison in comparisons.values():
+        comparison.prepare()
+    graph.complete(emit)
 
 
 def planned_updates(run: Run) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mcd_cli.comparison.plan import Cell, warm_start_recipe, with_teacher
 from mcd_cli.engine.checkpoint import Checkpoints
-from mcd_cli.engine.events import InfoMessage
 from mcd_cli.engine.results import Result
 from mcd_cli.engine.run import Run
 from mcd_cli.files import write_whole
@@ -43,32 +42,37 @@ class Shared:
             return recipe
         return with_teacher(recipe, str(self.teacher_file), self.base.teacher.arch)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher is trained first; otherwise it is a file."""
+        return self.base.teacher.file is None
+
     def train_teacher(self) -> None:
-        """Train the base recipe's teacher, on the base recipe's seed, unless it is a file or was trained before."""
-        self.folder.mkdir(exist_ok=True)
-        if self.base.teacher.file is not None or self.teacher_file.is_file():
-            return
+        """Train the base recipe's teacher, on the base recipe's seed."""
         with open_run(self.folder / TEACHER, self.base) as folder:
             run = self.engine(self.base, folder)
             run.start(TEACHER)
             assert run.teacher is not None
             write_whole(self.teacher_file, run.teacher.path.read_bytes())
 
-    def warm_starts(self, cell: Cell, company: Sequence[Cell]) -> Result | None:
-        """The cell's students after their warm start; None if the recipe has none. Missing students are trained now.
+    def has_warm_starts(self, recipe: Recipe) -> bool:
+        """Whether the warm starts of all students of this recipe exist."""
+        return not self._missing(recipe)
 
-        company: the cells of the same seed; students that they lack are trained in the same run.
-        """
-        recipe = self.recipe(cell.recipe)
+    def train_warm_starts(self, recipe: Recipe) -> None:
+        """Train those of the recipe's students that have no warm start yet, in one run."""
+        alone = warm_start_recipe(self.recipe(recipe), self._missing(recipe))
+        with open_run(self.folder / f"{WARM_START}-seed{alone.seed}-{_key(alone, alone.students)}", alone) as folder:
+            run = self.engine(alone, folder)
+            result = run.start(WARM_START)[WARM_START]
+            for name, arch in alone.students.items():
+                one = Result({name: result.best[name]}, {name: result.last[name]})
+                self.store.save_stage(self._name(alone, name, arch), one.tensors())
+
+    def warm_starts(self, recipe: Recipe) -> Result | None:
+        """The recipe's students after their warm start; None if the recipe has none."""
         if not recipe.warm_start.epochs:
             return None
-        wanted = dict(recipe.students)
-        for other in company:
-            if _key(other.recipe, {}) == _key(cell.recipe, {}):
-                wanted = {**other.recipe.students, **wanted}
-        missing = {name: arch for name, arch in wanted.items() if self._file(recipe, name, arch) is None}
-        if missing.keys() & recipe.students.keys():
-            self._train(warm_start_recipe(recipe, missing))
         best, last = {}, {}
         for name, arch in recipe.students.items():
             file = self._file(recipe, name, arch)
@@ -77,16 +81,8 @@ class Shared:
             best[name], last[name] = result.best[name], result.last[name]
         return Result(best, last)
 
-    def _train(self, recipe: Recipe) -> None:
-        with open_run(
-            self.folder / f"{WARM_START}-seed{recipe.seed}-{_key(recipe, recipe.students)}", recipe
-        ) as folder:
-            run = self.engine(recipe, folder)
-            run.emit(InfoMessage(f"warm start of seed {recipe.seed}, shared by all methods"))
-            result = run.start(WARM_START)[WARM_START]
-            for name, arch in recipe.students.items():
-                alone = Result({name: result.best[name]}, {name: result.last[name]})
-                self.store.save_stage(self._name(recipe, name, arch), alone.tensors())
+    def _missing(self, recipe: Recipe) -> dict[str, str]:
+        return {name: arch for name, arch in recipe.students.items() if self._file(recipe, name, arch) is None}
 
     def _file(self, recipe: Recipe, student: str, arch: str) -> str | None:
         files = sorted(self.folder.glob(f"{self._name(recipe, student, arch)}-*.safetensors"))
@@ -94,6 +90,21 @@ class Shared:
 
     def _name(self, recipe: Recipe, student: str, arch: str) -> str:
         return f"{WARM_START}-{student}-seed{recipe.seed}-{_key(recipe, {student: arch})}"
+
+
+def warm_start_groups(cells: Sequence[Cell]) -> dict[str, Recipe]:
+    """Node → the recipe, with the students of all cells that share this warm start: one seed and the same settings."""
+    groups: dict[str, Recipe] = {}
+    for cell in cells:
+        if cell.recipe.warm_start.epochs:
+            name = warm_start_node(cell.recipe)
+            known = groups[name].students if name in groups else {}
+            groups[name] = cell.recipe.model_copy(update={"students": {**known, **cell.recipe.students}})
+    return groups
+
+
+def warm_start_node(recipe: Recipe) -> str:
+    return f"{WARM_START}-seed{recipe.seed}-{_key(recipe, {})[:8]}"
 
 
 def open_run(path: Path, recipe: Recipe) -> RunFolder:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,14 +47,16 @@ def compare(options: CompareOptions) -> None:
     check(options)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("mcd compare trains in a single process; start it without torchrun")
+    if options.only is not None and options.resume is None:
+        raise UserError("--only is for a planned comparison: make one with --nodes, then give its folder to --resume")
+    if options.on is not None and (options.only is not None or options.nodes or options.dry_run):
+        raise UserError("--on runs all that is not finished; give it without --only, --nodes and --dry-run")
     if options.resume is not None:
         if options.methods is not None or options.seeds is not None or options.overlays:
             raise UserError("--resume uses the plan in its folder; to add methods or seeds, name the folder with --out")
         folder = Path(options.resume)
         plans = read_plans(folder)
         made: list[Path] = []
-    elif options.only is not None:
-        raise UserError("--only is for a planned comparison: make one with --nodes, then give its folder to --resume")
     else:
         plans = resolve_plans(options)
         folder, made = (Path(), []) if options.dry_run else _place(options.out, plans)
@@ -161,11 +164,14 @@ def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -
             train(comparisons, view, options.only)
             view.say(f"{options.only} is finished")
             return
-        if any(comparison.to_train for comparison in comparisons.values()):
+        if options.on is None and any(comparison.to_train for comparison in comparisons.values()):
             costs = {part: _estimate(comparison, part, view) for part, comparison in comparisons.items()}
             if options.dry_run:
                 _print_plans(comparisons, costs, options.json_output)
                 return
+        if options.on is not None and not _run_on_cluster(options, graph_of(comparisons), folder, view):
+            view.say(f"when the jobs are finished, the tables are in {folder}")
+            return
         train(comparisons, view)
         while (latest := read_plans(folder)) != plans:  # another process has added methods or seeds
             plans, comparisons = latest, comparisons_of(latest)
@@ -180,6 +186,28 @@ def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -
         view.close()
     _print(documents, folder, options.json_output)
     view.say(f"the comparison is in {folder}")
+
+
+def _run_on_cluster(options: CompareOptions, graph: Graph, folder: Path, view: View) -> bool:
+    """Give the unfinished runs to the cluster of --on. Returns whether it has waited for them."""
+    from mcd_cli.cluster.jobs import LOGS, Job, Share, cluster_named
+
+    todo = graph.unfinished()
+    cluster = cluster_named(str(options.on), Share(options.threads or 1, options.gpus))
+    logs = folder.absolute() / LOGS
+
+    def job(name: str, needs: tuple[str, ...], *more: str) -> Job:
+        command = (sys.executable, "-m", "mcd_cli", "compare", "--resume", str(folder.absolute()), *more)
+        command += ("--threads", str(options.threads or 1), "--device", options.device)
+        command += ("--max-memory", options.max_memory) if options.max_memory else ()
+        flags = {"--force": options.force, "--skip-bad-images": options.skip_bad_images, "--eager": options.eager}
+        command += tuple(flag for flag, given in flags.items() if given)
+        return Job(name, needs, command, os.getcwd(), logs / f"{name.replace('/', '.')}.log")
+
+    names = {node.name for node in todo}
+    jobs = [job(n.name, tuple(need for need in n.needs if need in names), "--only", n.name) for n in todo]
+    cluster.run(jobs, job("tables", ()), view)
+    return cluster.waits
 
 
 def _papers_figures(plan: Plan) -> PaperFigures:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 
 from typer import Argument, Option
 
+from mcd_cli.cluster import CLUSTERS
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import McdError, UserError
 from mcd_cli.ladder.budget import COSTS, PERCENTILES, Limits
@@ -429,6 +430,16 @@ class CompareOptions(TrainingOptions):
         str | None,
         Option(metavar="NODE", help="With --resume: train this run of --nodes, and what it needs, in this process."),
     ] = None
+    on: Annotated[
+        str | None,
+        Option(
+            metavar="CLUSTER",
+            help=f"Run on a cluster that shares the folder: {'; '.join(spec.usage for spec in CLUSTERS.values())}.",
+        ),
+    ] = None
+    gpus: Annotated[
+        float, Option(metavar="N", min=0, help="With --on: GPUs of each run; 0.25 lets four share one.")
+    ] = 0
     paper: Annotated[bool, Option("--paper", help="Show the paper's results beside ours.")] = False
     beside: Annotated[
         list[str] | None,

@@ -17,7 +17,7 @@ from support.sources import MODULES
 ROOMS = [
     "__main__",
     "cli",
-    "comparison loggers",
+    "cluster comparison loggers",
     "engine",
     "export reporting",
     "ladder",

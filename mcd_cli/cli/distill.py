@@ -15,7 +15,7 @@ from mcd_cli.errors import Interrupted, McdError, RunFailed, UserError
 from mcd_cli.files import as_path, write_whole
 from mcd_cli.ladder.folder import COORDINATOR_PLOT, LADDER_PLOT, LOG, LOGGED, RECIPE, TRAINING_PLOT, RunFolder
 from mcd_cli.loggers import names_of
-from mcd_cli.models import torchvision_name
+from mcd_cli.models import library_of
 from mcd_cli.quantities import size
 from mcd_cli.recipe.loading import load_recipe, parse_setting
 from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
@@ -91,7 +91,7 @@ def resolve(options: TrainingOptions, overlay: Mapping[str, Any] | None = None) 
         flags["students"] = name_students(options.students.split(","))
     if options.teacher is not None:
         is_file = as_path(options.teacher).exists() or "/" in options.teacher or bool(Path(options.teacher).suffix)
-        is_file = is_file and torchvision_name(options.teacher) is None
+        is_file = is_file and library_of(options.teacher) is None
         if options.teacher_arch is not None and not is_file:
             raise UserError(f"--teacher-arch is for a teacher's file, but {options.teacher!r} is an architecture")
         flags["teacher.file"] = options.teacher if is_file else None

@@ -106,14 +106,20 @@ class Comparison:
         if teacher:
             add(TEACHER, TEACHER, (), shared.teacher_file.is_file, shared.train_teacher)
         cells = list({cell.name: cell for cell in self.owner.values()}.values())
-        for name, recipe in warm_start_groups(cells).items():
-            is_finished, run = partial(shared.has_warm_starts, recipe), partial(shared.train_warm_starts, recipe)
-            add(name, f"warm start, seed {recipe.seed}", teacher, is_finished, run)
+        groups = warm_start_groups(cells)
         for cell in cells:
-            warm_start = (warm_start_node(cell.recipe),) if cell.recipe.warm_start.epochs else ()
-            links = tuple(source.name for source in cells if is_first_link(source, cell))
+            warm_start = [warm_start_node(cell.recipe)] if cell.recipe.warm_start.epochs else []
+            for name in warm_start:
+                if name in groups:
+                    recipe = groups.pop(name)
+                    is_finished, run = (
+                        partial(shared.has_warm_starts, recipe),
+                        partial(shared.train_warm_starts, recipe),
+                    )
+                    add(name, f"warm start, seed {cell.seed}", teacher, is_finished, run)
+            links = [source.name for source in cells if is_first_link(source, cell)]
             is_finished, run = partial(is_finished_cell, self.folder, cell), partial(self._train_cell, cell)
-            add(cell.name, f"{cell.contender}, seed {cell.seed}", (*teacher, *warm_start, *links), is_finished, run)
+            add(cell.name, f"{cell.contender}, seed {cell.seed}", [*teacher, *warm_start, *links], is_finished, run)
         return nodes
 
     def prepare(self) -> None:

@@ -33,7 +33,7 @@ from mcd_cli.ladder.manifest import Ladder
 from mcd_cli.ladder.metrics import WARM_START, degenerate
 from mcd_cli.methods import METHODS
 from mcd_cli.methods.base import TEACHER
-from mcd_cli.models import build, torchvision_name
+from mcd_cli.models import build, load_pretrained
 from mcd_cli.models.students import Students, freeze
 from mcd_cli.ops import batch_norm, batch_norm_cpu, convolution
 from mcd_cli.ops.distributed import check_shards
@@ -269,12 +269,8 @@ class Run:
                 students.networks[name].load_state_dict(weights)
         begins = self.state is None or not self.state.tensors
         if plan.name == TEACHER and self.recipe.teacher.pretrained and begins and not rehearsal:
-            from mcd_cli.models.torchvision_zoo import load_pretrained  # importing torchvision takes a second
-
-            arch = torchvision_name(self._arch(TEACHER))
-            assert arch is not None  # the recipe requires it for `pretrained`
-            filled = load_pretrained(students.networks[TEACHER], arch)
-            self.emit(InfoMessage(f"teacher: {filled} tensors start from ImageNet's weights"))
+            filled = load_pretrained(students.networks[TEACHER], self._arch(TEACHER))
+            self.emit(InfoMessage(f"teacher: {filled} tensors start from the published weights"))
         return students
 
     def _arch(self, name: str) -> str:

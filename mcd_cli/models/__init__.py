@@ -7,6 +7,7 @@ existing architectures: old weights files use them.
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.registry import Row, Table
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 TORCHVISION = "torchvision:"
+LIBRARIES = {
+    TORCHVISION: "mcd_cli.models.torchvision_zoo",
+    "timm:": "mcd_cli.models.timm_zoo",
+    "hf-hub:": "mcd_cli.models.timm_zoo",
+}
+"""Prefix → the module with `build(name, num_classes)` and `pretrained(name)` for the networks of another library."""
 
 _ROWS = {
     "resnet": ("resnet10-xxxs resnet10-xxs resnet10-xs resnet10-s resnet10-m resnet10-l resnet10 resnet18 resnet34"),
@@ -28,27 +35,25 @@ _ROWS = {
 }
 
 
-def torchvision_name(arch: str) -> str | None:
-    """NAME or NAME@small of `torchvision:NAME`; None for the zoo's own."""
-    return arch.removeprefix(TORCHVISION) if arch.startswith(TORCHVISION) else None
+def library_of(arch: str) -> str | None:
+    """The prefix of `torchvision:NAME`, `timm:NAME` or `hf-hub:USER/REPO`; None for the zoo's own."""
+    return next((prefix for prefix in LIBRARIES if arch.startswith(prefix)), None)
 
 
 class Architectures(Table[Row]):
-    """The zoo's own rows, and torchvision's classifiers as `torchvision:NAME` or `torchvision:NAME@small`.
+    """The zoo's own rows, and the classifiers of other libraries: `torchvision:NAME`, `timm:NAME`, `hf-hub:USER/REPO`.
 
-    Only torchvision knows its names, so `check` accepts all of them and `build` checks them.
+    Only the library knows its names, so `check` accepts all of them and `build` checks them.
     """
 
     def check(self, name: str) -> str:
-        return name if torchvision_name(name) is not None else super().check(name)
+        return name if library_of(name) is not None else super().check(name)
 
     def load(self, name: str) -> Any:
-        theirs = torchvision_name(name)
-        if theirs is None:
+        prefix = library_of(name)
+        if prefix is None:
             return super().load(name)
-        from mcd_cli.models import torchvision_zoo
-
-        return partial(torchvision_zoo.build, theirs)
+        return partial(import_module(LIBRARIES[prefix]).build, name.removeprefix(prefix))
 
 
 ARCHITECTURES = Architectures(
@@ -77,3 +82,19 @@ def build(arch: str, num_classes: int) -> nn.Module:
     """
     network: nn.Module = ARCHITECTURES.load(arch)(num_classes)
     return network
+
+
+def load_pretrained(network: nn.Module, arch: str) -> int:
+    """Load the library's published weights into a network of this architecture, where shapes agree.
+
+    Returns the number of tensors loaded: usually all but the head. Raises UserError if there are no weights of this
+    name, and RunFailed if they cannot be downloaded.
+    """
+    prefix = library_of(arch)
+    if prefix is None:
+        raise ValueError(f"{arch} is not of a library")
+    state = import_module(LIBRARIES[prefix]).pretrained(arch.removeprefix(prefix))
+    own = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting)

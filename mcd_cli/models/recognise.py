@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mcd_cli.models import ARCHITECTURES, TORCHVISION, build, torchvision_name
+from mcd_cli.models import ARCHITECTURES, TORCHVISION, build, library_of
 from mcd_cli.models.layouts import NO_WEIGHTS, Shape, canonical, unwrapped
 
 Shapes = Mapping[str, Shape]
@@ -118,9 +118,7 @@ def fits(network: Network) -> list[Fit]:
     """
     for archs in (ARCHITECTURES, _torchvision_of_this_size(network)):
         matches = [f for arch in archs if (f := fit(arch, network)) is not None]
-        matches = [
-            f for f in matches if f.by == 0 or torchvision_name(f.arch) is None or ALIKE_EVERYWHERE.match(f.arch)
-        ]
+        matches = [f for f in matches if f.by == 0 or library_of(f.arch) is None or ALIKE_EVERYWHERE.match(f.arch)]
         if matches:
             best = min(f.by for f in matches)
             return [f for f in matches if f.by == best]

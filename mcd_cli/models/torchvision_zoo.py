@@ -78,26 +78,22 @@ def build(name: str, num_classes: int) -> nn.Module:
     return network
 
 
-def load_pretrained(network: nn.Module, name: str) -> int:
-    """Load torchvision's ImageNet weights into a network NAME or NAME@small, in place, for all shapes that agree.
+def pretrained(name: str) -> dict[str, torch.Tensor]:
+    """The ImageNet weights of NAME or NAME@small; torchvision downloads them into torch's cache (TORCH_HOME).
 
-    Returns the number of tensors loaded (all but the head and, for @small, the stem). torchvision downloads the
-    weights into torch's cache (TORCH_HOME). Raises RunFailed if they cannot be downloaded.
+    Raises RunFailed if they cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(name.removesuffix(SMALL)).DEFAULT
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
-            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            state: dict[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunFailed(
             f"cannot download the pretrained weights of torchvision:{name} ({reason_of(error)}); "
             f"download {weights.url} into {folder}"
         ) from None
-    own = network.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    network.load_state_dict(fitting, strict=False)
-    return len(fitting)
+    return state
 
 
 def adapt(network: nn.Module, first_pool: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mcd_cli.errors import UserError, unknown
 from mcd_cli.methods import METHODS, takers
 from mcd_cli.methods.settings import ACCEPTED_BY_ALL, DistillSection
-from mcd_cli.models import ARCHITECTURES, COORDINATORS, torchvision_name
+from mcd_cli.models import ARCHITECTURES, COORDINATORS, library_of
 from mcd_cli.norms import parse_norm
 from mcd_cli.quantities import interval
 
@@ -83,9 +83,10 @@ class TeacherSection(Section):
             raise ValueError("norm applies only to a teacher file; remove it, or set teacher.file")
         if self.file is not None and self.unseen:
             raise ValueError("unseen applies only to a teacher that mcd trains; remove it, or set only teacher.arch")
-        if self.pretrained and (self.file is not None or torchvision_name(str(self.arch)) is None):
+        if self.pretrained and (self.file is not None or library_of(str(self.arch)) is None):
             raise ValueError(
-                "pretrained applies only to a torchvision teacher that mcd trains; use arch torchvision:NAME"
+                "pretrained applies only to a teacher of a library that mcd trains; "
+                "use arch torchvision:NAME, timm:NAME or hf-hub:USER/REPO"
             )
         return self
 
@@ -350,13 +351,19 @@ class Recipe(Section):
 
 
 def name_students(items: Iterable[Any]) -> dict[str, str]:
-    """`["resnet10-s", "big=resnet10-m"]` → {name: architecture}. Raises UserError, also for a duplicate name."""
+    """`["resnet10-s", "big=resnet10-m"]` → {name: architecture}. Raises UserError, also for a duplicate name.
+
+    A network of another library without a NAME is named after it: `timm:convnext_atto.d2_in1k`, convnext_atto-d2_in1k.
+    """
     students: dict[str, str] = {}
     for item in items:
         name, equals, arch = (part.strip() for part in item.partition("=")) if isinstance(item, str) else ("",) * 3
         if not name or (equals and not arch):
             raise UserError(f"a student is written ARCH or NAME=ARCH, as in resnet10-s,big=resnet10-m; got {item!r}")
+        arch = arch or name
+        if not equals:
+            name = re.sub("[^a-z0-9_-]", "-", name.removeprefix(library_of(name) or "").lower())
         if name in students:
-            raise UserError(f"duplicate student name {name!r}; give one of them a new name: NAME={arch or name}")
-        students[name] = arch or name
+            raise UserError(f"duplicate student name {name!r}; give one of them a new name: NAME={arch}")
+        students[name] = arch
     return students

@@ -12,9 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 from mcd_cli.errors import RunFailed, UserError
-from mcd_cli.models import ARCHITECTURES, build
+from mcd_cli.models import ARCHITECTURES, build, load_pretrained
 from mcd_cli.models.resnet import Subsample
-from mcd_cli.models.torchvision_zoo import adapts, load_pretrained
+from mcd_cli.models.torchvision_zoo import adapts
 from support.known import KNOWN
 
 # He et al. 2016, Table 6, parameters with option A and 10 classes, in M.
@@ -249,11 +249,11 @@ def test_pretrained_weights_fill_what_fits(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     network = build("torchvision:squeezenet1_1", 7)
     with pytest.raises(RunFailed, match=r"squeezenet1_1-.*checkpoints"):
-        load_pretrained(network, "squeezenet1_1")
+        load_pretrained(network, "torchvision:squeezenet1_1")
     source = torchvision.models.squeezenet1_1(weights=None).state_dict()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.save(source, tmp_path / "hub" / "checkpoints" / Path(weights.url).name)
-    filled = load_pretrained(network, "squeezenet1_1")
+    filled = load_pretrained(network, "torchvision:squeezenet1_1")
     equal = [key for key, value in network.state_dict().items() if torch.equal(value, source[key][: len(value)])]
     assert filled == len(source) - 2 == len([key for key in equal if not key.startswith("classifier")])
 

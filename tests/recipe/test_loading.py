@@ -186,6 +186,10 @@ def test_a_data_set_that_is_no_name(value: object) -> None:
 
 def test_students() -> None:
     assert name_students(["resnet10-s", " big = resnet10-m "]) == {"resnet10-s": "resnet10-s", "big": "resnet10-m"}
+    assert name_students(["timm:vit_tiny.augreg", "torchvision:resnet18@small"]) == {
+        "vit_tiny-augreg": "timm:vit_tiny.augreg",
+        "resnet18-small": "torchvision:resnet18@small",
+    }
     with pytest.raises(UserError, match="duplicate student name"):
         name_students(["resnet10-s", "resnet10-s"])
     for item in ("", "a=", "=a"):

@@ -48,7 +48,7 @@ class TeacherSection(Section):
     """Input normalisation of a teacher file: `auto`, `cifar10`, `cifar100`, `imagenet`, `half`, `none` or
     `R,G,B/R,G,B`."""
     pretrained: bool = False
-    """Start a torchvision teacher from its ImageNet weights."""
+    """Start a teacher of torchvision, timm or the Hub from its published weights."""
     epochs: int = Field(200, ge=1, le=MAX_EPOCHS)
     """Epochs for training a teacher."""
     lr: float = Field(0.1, gt=0)

@@ -24,7 +24,7 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
-from mcd_cli.comparison.cells import Trained, is_finished, owners, read_cell
+from mcd_cli.comparison.cells import Trained, is_finished_cell, owners, read_cell
 from mcd_cli.comparison.document import Entry, contrasts_of
 from mcd_cli.comparison.plan import Plan
 from mcd_cli.comparison.statistics import Contrast
@@ -34,7 +34,7 @@ from mcd_cli.errors import UserError
 def finished(plan: Plan, folder: Path) -> dict[tuple[str, int], Trained]:
     """(contender, seed) → its results, for every finished cell."""
     owner = owners(plan.cells())
-    done = {cell.name: cell for cell in owner.values() if is_finished(folder, cell)}
+    done = {cell.name: cell for cell in owner.values() if is_finished_cell(folder, cell)}
     read = {name: read_cell(folder, cell, cell.recipe) for name, cell in done.items()}
     return {place: read[cell.name] for place, cell in owner.items() if cell.name in read}
 

@@ -1,10 +1,11 @@
 """Distil an image classifier into a ladder of small students, then choose and run one.
 
-Training happens on the command line (`mcd distill`). Python uses what a run leaves behind:
+`mcd distill` and the other commands are functions, too, and Python uses what a run leaves behind:
 
-    from mcd_cli import NothingFits, load_ladder
+    from mcd_cli import NothingFits, distill, export, load_ladder
 
-    ladder = load_ladder("runs/digits-mc-distil-1")
+    ladder = distill(dataset="digits", epochs=10)  # or load_ladder("runs/digits-mc-distil-1")
+    export(ladder)
     try:
         student = ladder.select(max_macs="1M", min_accuracy="90%")  # the most accurate one within both limits
     except NothingFits as error:
@@ -23,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mcd_cli.api import compare, distill, export, register_architecture, register_dataset
     from mcd_cli.errors import GateRefused, Interrupted, McdError, NothingFits, RunFailed, UserError
     from mcd_cli.ladder.manifest import Ladder, load_ladder
     from mcd_cli.ladder.session import Session
@@ -37,15 +39,25 @@ __all__ = [
     "RunFailed",
     "Session",
     "UserError",
+    "compare",
+    "distill",
+    "export",
     "load_ladder",
+    "register_architecture",
+    "register_dataset",
 ]
 
 _ERRORS = ("GateRefused", "Interrupted", "McdError", "NothingFits", "RunFailed", "UserError")
-_HOMES = dict.fromkeys(_ERRORS, "mcd_cli.errors") | {
-    "Ladder": "mcd_cli.ladder.manifest",
-    "Session": "mcd_cli.ladder.session",
-    "load_ladder": "mcd_cli.ladder.manifest",
-}
+_COMMANDS = ("compare", "distill", "export", "register_architecture", "register_dataset")
+_HOMES = (
+    dict.fromkeys(_ERRORS, "mcd_cli.errors")
+    | dict.fromkeys(_COMMANDS, "mcd_cli.api")
+    | {
+        "Ladder": "mcd_cli.ladder.manifest",
+        "Session": "mcd_cli.ladder.session",
+        "load_ladder": "mcd_cli.ladder.manifest",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

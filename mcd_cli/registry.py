@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -12,9 +12,9 @@ from mcd_cli.errors import unknown
 
 @dataclass(frozen=True)
 class Row:
-    """target: "module:attribute", imported by `Table.load`."""
+    """target: "module:attribute", imported by `Table.load`; or the thing itself."""
 
-    target: str
+    target: str | Callable[..., Any]
 
 
 R = TypeVar("R", bound=Row)
@@ -53,6 +53,9 @@ class Table(Mapping[str, R], Generic[R]):
         return name
 
     def load(self, name: str) -> Any:
-        """Import and return the attribute that the row names. Raises UserError for an unknown name."""
-        module, attribute = self._rows[self.check(name)].target.split(":")
+        """What the row stands for, imported if necessary. Raises UserError for an unknown name."""
+        target = self._rows[self.check(name)].target
+        if not isinstance(target, str):
+            return target
+        module, attribute = target.split(":")
         return getattr(import_module(module), attribute)

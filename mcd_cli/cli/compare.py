@@ -39,11 +39,22 @@ if TYPE_CHECKING:
     from mcd_cli.comparison.runner import Comparison, Cost
     from mcd_cli.comparison.schema import Document
     from mcd_cli.comparison.shared import Engine
+    from mcd_cli.engine.events import Event
     from mcd_cli.recipe.schema import Recipe
 
 
 def compare(options: CompareOptions) -> None:
     """Train the cells that are not trained yet, or only estimate. stdout gets the tables and the verdict (or JSON)."""
+    result = run(options)
+    if result is not None:
+        _print(*result, options.json_output)
+
+
+def run(options: CompareOptions) -> tuple[Mapping[str, Document], Path] | None:
+    """Train what is not trained yet; returns the documents (see `resolve_plans`) and the folder.
+
+    None if there is no document yet: after --dry-run, --nodes, --only, or if the jobs are only queued.
+    """
     check(options)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("mcd compare trains in a single process; start it without torchrun")
@@ -64,7 +75,8 @@ def compare(options: CompareOptions) -> None:
     try:
         if not options.dry_run and options.only is None:
             plans = {part: plan.add_to(folder / part) for part, plan in plans.items()}
-        _conduct(options, plans, folder)
+        documents = _conduct(options, plans, folder)
+        return None if documents is None else (documents, folder)
     except (Interrupted, KeyboardInterrupt):
         command = f"mcd compare --resume {shlex.quote(str(folder))}"
         command += f" --only {shlex.quote(options.only)}" if options.only else ""
@@ -143,7 +155,7 @@ def _overlay_named(name: str) -> Contender:
     return contenders[0]
 
 
-def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -> None:
+def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -> Mapping[str, Document] | None:
     from mcd_cli.cli.progress import View
     from mcd_cli.comparison.claims import claim
     from mcd_cli.comparison.runner import Comparison, graph_of, train
@@ -159,19 +171,19 @@ def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -
         comparisons = comparisons_of(plans)
         if options.nodes:
             _print_nodes(graph_of(comparisons), options.json_output)
-            return
+            return None
         if options.only is not None:
             train(comparisons, view, options.only)
             view.say(f"{options.only} is finished")
-            return
+            return None
         if options.on is None and any(comparison.to_train for comparison in comparisons.values()):
             costs = {part: _estimate(comparison, part, view) for part, comparison in comparisons.items()}
             if options.dry_run:
                 _print_plans(comparisons, costs, options.json_output)
-                return
+                return None
         if options.on is not None and not _run_on_cluster(options, graph_of(comparisons), folder, view):
             view.say(f"when the jobs are finished, the tables are in {folder}")
-            return
+            return None
         train(comparisons, view)
         while (latest := read_plans(folder)) != plans:  # another process has added methods or seeds
             plans, comparisons = latest, comparisons_of(latest)
@@ -184,8 +196,8 @@ def _conduct(options: CompareOptions, plans: Mapping[str, Plan], folder: Path) -
                 _draw_cells(comparison.folder)
     finally:
         view.close()
-    _print(documents, folder, options.json_output)
     view.say(f"the comparison is in {folder}")
+    return documents
 
 
 def _run_on_cluster(options: CompareOptions, graph: Graph, folder: Path, view: View) -> bool:
@@ -226,8 +238,13 @@ def training_engine(options: TrainingOptions, view: View) -> Engine:
 
     shared = run_options(options)
 
+    def emit(event: Event) -> None:
+        view(event)
+        if options.on_event is not None:
+            options.on_event(event)
+
     def run(recipe: Recipe, folder: RunFolder) -> Run:
-        return Run(recipe, folder, shared, view)
+        return Run(recipe, folder, shared, emit)
 
     return run
 

@@ -23,15 +23,25 @@ from mcd_cli.recipe.schema import CheckpointSection, Recipe, name_students
 if TYPE_CHECKING:
     from mcd_cli.engine.events import Event, Listener
     from mcd_cli.engine.run import Run, RunOptions
+    from mcd_cli.ladder.manifest import Ladder
     from mcd_cli.loggers.log import Log
 
 FEW_STEPS = 150  # an estimate would make a run shorter than this at least a tenth longer
 
 
 def distill(options: DistillOptions) -> None:
-    """Train, resume, or only estimate. stdout gets the final table (or JSON), stderr everything else.
+    """Train, resume, or only estimate. stdout gets the final table (or JSON), stderr everything else."""
+    from mcd_cli.reporting.ladder_table import print_ladder
 
-    Under torchrun only the process of rank 0 writes to the folder and prints.
+    ladder = train(options)
+    if ladder is not None:
+        print_ladder(ladder, options.json_output)
+
+
+def train(options: DistillOptions) -> Ladder | None:
+    """Train or resume; returns the ladder. None after a dry run, which prints the plan.
+
+    Under torchrun only the process of rank 0 writes to the folder and returns the ladder.
     """
     check(options)
     names_of(options.log)
@@ -46,7 +56,7 @@ def distill(options: DistillOptions) -> None:
         folder, recipe = None, Recipe()  # the process of rank 0 broadcasts it
     with folder or nullcontext():
         try:
-            _train(options, with_checkpoint_interval(recipe, options), folder)
+            return _train(options, with_checkpoint_interval(recipe, options), folder)
         except McdError:
             if folder is not None:
                 folder.discard()
@@ -109,13 +119,12 @@ def run_options(options: TrainingOptions) -> RunOptions:
     return RunOptions(options.device, options.threads, options.force, options.skip_bad_images, memory, options.eager)
 
 
-def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) -> None:
+def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) -> Ladder | None:
     with quick_imports():
         from mcd_cli.cli.progress import View
         from mcd_cli.engine.hardware import joined
         from mcd_cli.engine.run import Run
         from mcd_cli.ladder.manifest import load_ladder
-        from mcd_cli.reporting.ladder_table import print_ladder
         from mcd_cli.reporting.plots import draw
 
     processes = joined(options.device)
@@ -126,6 +135,7 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
     try:
         if not is_finished:
             listeners: list[Listener] = [view] if processes.is_main else []
+            listeners += [options.on_event] if options.on_event is not None else []
             training = Run(recipe, folder, run_options(options), _to_all(listeners))
             if options.resume is None:
                 training.check()
@@ -134,7 +144,7 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
                     if folder is not None:
                         folder.discard()
                         _print_plan(training, seconds, options.json_output)
-                    return
+                    return None
                 if training.num_steps > FEW_STEPS:
                     training.estimate()
             if folder is not None:
@@ -143,7 +153,7 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
             ladder = training.train()
         if folder is None:
             processes.leave()
-            return
+            return None
         ladder = ladder or load_ladder(folder.path)
         if not (folder / f"{LADDER_PLOT}.svg").exists():
             draw(ladder, folder.path)
@@ -156,8 +166,8 @@ def _train(options: DistillOptions, recipe: Recipe, folder: RunFolder | None) ->
             log.close()
         view.close()
     processes.leave()
-    print_ladder(ladder, options.json_output)
     view.say(f"the ladder is in {folder.path}")
+    return ladder
 
 
 def _to_all(listeners: Sequence[Listener]) -> Listener:

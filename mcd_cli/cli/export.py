@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcd_cli.errors import GateRefused, UserError, unknown
-from mcd_cli.export.job import ExportJob, export_student, formats_of, kept_exports, load_training_data
+from mcd_cli.formats.job import ExportJob, export_student, formats_of, kept_exports, load_training_data
 from mcd_cli.ladder.folder import EXPORTS, refuse_links
 from mcd_cli.ladder.manifest import find_run, load_ladder
 from mcd_cli.ladder.variants import INT8
 from mcd_cli.reporting.console import print_json, talk
 
 FORMATS = ("onnx",)
+
+_print_path = partial(print, flush=True)
 
 
 def export(
@@ -29,8 +33,11 @@ def export(
     data_root: str | None = None,
     force: bool = False,
     json_output: bool = False,
-) -> None:
+    show: Callable[[str], None] = _print_path,
+) -> list[dict[str, Any]]:
     """Export every student, or those in `students` (`NAME`, or `NAME.int8` for its int8 variant too).
+
+    Returns a record per file: its student, format, path and check. show: is called with each path.
 
     Files in the run's folder that passed the same check before and are unchanged are kept, unless `force`.
 
@@ -75,11 +82,12 @@ def export(
         for record in records:
             written.append(record)
             if not json_output:
-                print(record["path"], flush=True)
+                show(record["path"])
     if json_output:
         print_json({"run": str(folder), "exports": written, "refused": refused})
     if refused:
         raise GateRefused(f"{'; '.join(refused)}; these files were not written")
+    return written
 
 
 def _writable(folder: Path, out: str | None) -> Path:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, cast, get_type_hints
 
+NO_FLAG = {"flag": False}
+"""Metadata of a field that only Python sets."""
+
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer needs it: each parameter that is a dataclass becomes a flag per field."""
@@ -31,9 +34,11 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flags(group: type) -> Iterator[inspect.Parameter]:
-    """A parameter per field, those of the class itself before those of its base."""
+    """A parameter per field that is a flag, those of the class itself before those of its base."""
     hints, own = get_type_hints(group, include_extras=True), inspect.get_annotations(group)
     for field in sorted(fields(group), key=lambda field: field.name not in own):
+        if field.metadata == NO_FLAG:
+            continue
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )

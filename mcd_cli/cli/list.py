@@ -124,7 +124,7 @@ KINDS = {
     ),
     "architectures": Kind(
         ("architecture", "family"),
-        lambda: ((name, row.target.split(":")[0].split(".")[-1]) for name, row in ARCHITECTURES.items()),
+        lambda: ((name, str(row.target).split(":")[0].split(".")[-1]) for name, row in ARCHITECTURES.items()),
         "and torchvision:NAME, torchvision:NAME@small, timm:NAME, hf-hub:USER/REPO; mcd profile NAME shows their cost",
     ),
     "datasets": Kind(

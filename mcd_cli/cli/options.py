@@ -7,12 +7,13 @@ which `flags.expand` turns into flags.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from typer import Argument, Option
 
+from mcd_cli.cli.flags import NO_FLAG
 from mcd_cli.cluster import CLUSTERS
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import McdError, UserError
@@ -361,6 +362,8 @@ class TrainingOptions:
     json_output: Json = False
     quiet: Quiet = False
     debug: Debug = False
+    on_event: Callable[[Any], None] | None = field(default=None, metadata=NO_FLAG)
+    """From Python: called with each event of the training (`mcd_cli.engine.events`)."""
 
     def recipe_changes(self) -> dict[str, Any]:
         """The keys of the recipe that these options set; data set, teacher and students are resolved later."""

@@ -14,8 +14,8 @@ from rich.console import Console
 from mcd_cli.cli.options import INPUT_SHAPE, NUM_CLASSES
 from mcd_cli.comparison.paper import SHAPES, TABLE_3, Shape, agrees
 from mcd_cli.errors import UserError, reason_of
-from mcd_cli.export.latency import Conditions, keep, of_architecture, of_student, parse_batches
-from mcd_cli.export.latency import document as measured
+from mcd_cli.formats.latency import Conditions, keep, of_architecture, of_student, parse_batches
+from mcd_cli.formats.latency import document as measured
 from mcd_cli.ladder.variants import FLOAT32, Variant
 from mcd_cli.models import ARCHITECTURES, build
 from mcd_cli.quantities import show_count, show_ms, show_size

@@ -24,12 +24,12 @@ MAX_DOTS = 100  # dots in a line
 def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: Any = None) -> Recipe:
     """The resolved recipe. Later sources win: defaults, the recipes it extends, the recipe, overrides (dotted keys).
 
-    Without a name, the recipe named after the data set is used (`folder` for an image folder). Raises UserError with
+    Without a name, the recipe named after the data set is used (`folder` if there is none). Raises UserError with
     the nearest name or key.
     """
     if name is None:
         dataset = "digits" if dataset is None else dataset
-        name = dataset if dataset in list(DATASETS) else "folder"
+        name = dataset if dataset in list(DATASETS) and dataset in recipe_names() else "folder"
     return parse_recipe(_merged(_read(name), overrides))
 
 

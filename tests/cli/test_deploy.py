@@ -103,7 +103,7 @@ def test_refusals(
 def test_a_gate_that_refuses_exits_with_4(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mcd_cli.export.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
+    monkeypatch.setattr("mcd_cli.formats.onnx_file.TOLERANCE", 0.0)  # no two runtimes agree to the last bit
     code, out, err = mcd(monkeypatch, capsys, "export", "--int8", "--force")
     assert (code, out) == (4, "")
     assert "the exported file differs from the model: logits differ by at most" in err.splitlines()[-1]

@@ -15,11 +15,11 @@ from support.sources import MODULES
 
 # From the roof to the ground. A room imports itself and the rooms below it; those on one row do not know each other.
 ROOMS = [
-    "__main__",
+    "__main__ api",
     "cli",
     "cluster comparison loggers",
     "engine",
-    "export reporting",
+    "formats reporting",
     "ladder",
     "recipe",
     "methods models data",

@@ -41,7 +41,7 @@ def parse_batches(text: str) -> tuple[int, ...]:
 
 def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, how: Conditions) -> list[Timing]:
     """Timings of a freshly initialised network: latency does not depend on the weights' values."""
-    from mcd_cli.export.onnx_file import to_onnx
+    from mcd_cli.formats.onnx_file import to_onnx
     from mcd_cli.models import build
 
     return _timings({FLOAT32: to_onnx(build(arch, num_classes).eval(), shape, {})}, how)
@@ -49,7 +49,7 @@ def of_architecture(arch: str, shape: tuple[int, int, int], num_classes: int, ho
 
 def of_student(student: StudentEntry, ladder: Ladder, how: Conditions) -> list[Timing]:
     """Timings of a student's exported files; without a float32 file, of its weights exported in memory."""
-    from mcd_cli.export.onnx_file import to_onnx
+    from mcd_cli.formats.onnx_file import to_onnx
 
     files: dict[str, Path | bytes] = {
         variant.format: variant.file for variant in variants(student) if variant.file is not None

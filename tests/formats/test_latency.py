@@ -14,7 +14,7 @@ import pytest
 
 from mcd_cli.cli.profile import profile
 from mcd_cli.errors import UserError
-from mcd_cli.export.latency import parse_batches
+from mcd_cli.formats.latency import parse_batches
 from mcd_cli.ladder.latency import hardware_key, measure, remembered
 from mcd_cli.ladder.manifest import load_ladder
 from mcd_cli.ladder.schema import Timing

@@ -18,7 +18,7 @@ from mcd_cli.quantities import show_size
 
 if TYPE_CHECKING:
     from mcd_cli.data.dataset import Dataset
-    from mcd_cli.export.int8 import Int8Gate
+    from mcd_cli.formats.int8 import Int8Gate
 
 NUM_JUDGED = 512  # val images in the float32 check; the int8 check uses all of val
 THREADS = 1  # for measuring latencies
@@ -47,7 +47,7 @@ def export_student(
 ) -> Iterator[dict[str, Any]]:
     """Export float32, then int8. Yields the JSON entry of each file that passes; failures are added to `refused`."""
     from mcd_cli.data.loader import plain
-    from mcd_cli.export.onnx_file import Divided, divide_logits, keep_onnx, to_onnx
+    from mcd_cli.formats.onnx_file import Divided, divide_logits, keep_onnx, to_onnx
     from mcd_cli.models.normalized import Normalized
 
     model = student.load()
@@ -103,8 +103,8 @@ def formats_of(preprocess: bool, as_int8: bool) -> list[str]:
 
 
 def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: list[str]) -> Iterator[dict[str, Any]]:
-    from mcd_cli.export import int8
     from mcd_cli.files import write_whole
+    from mcd_cli.formats import int8
     from mcd_cli.seeds import generator
 
     _, format = formats_of(job.preprocess, True)

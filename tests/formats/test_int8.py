@@ -17,9 +17,9 @@ from mcd_cli.cli.export import export
 from mcd_cli.cli.select import select
 from mcd_cli.data import load_dataset
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export import int8
-from mcd_cli.export.int8 import Int8Gate, speed
-from mcd_cli.export.job import kept_exports
+from mcd_cli.formats import int8
+from mcd_cli.formats.int8 import Int8Gate, speed
+from mcd_cli.formats.job import kept_exports
 from mcd_cli.ladder.budget import Budget
 from mcd_cli.ladder.latency import hardware_key
 from mcd_cli.ladder.manifest import load_ladder

@@ -19,7 +19,7 @@ from mcd_cli.cli.export import export
 from mcd_cli.cli.predict import predict
 from mcd_cli.data import load_dataset
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export import onnx_file
+from mcd_cli.formats import onnx_file
 from mcd_cli.ladder.manifest import load_ladder, update
 from mcd_cli.ladder.session import open_session
 

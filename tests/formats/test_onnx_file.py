@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mcd_cli.cli.export import export
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.export.onnx_file import check_onnx, keep_onnx, to_onnx
+from mcd_cli.formats.onnx_file import check_onnx, keep_onnx, to_onnx
 from mcd_cli.ladder.manifest import Ladder, load_ladder
 from mcd_cli.ladder.session import open_session
 from mcd_cli.models import build

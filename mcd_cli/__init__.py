@@ -4,7 +4,7 @@
 
     from mcd_cli import NothingFits, distill, export, load_ladder
 
-    ladder = distill(dataset="digits", epochs=10)  # or load_ladder("runs/digits-mc-distil-1")
+    ladder = distill(dataset="digits", epochs=10)  # or load_ladder("runs/numbers-mc-distil-1")
     export(ladder)
     try:
         student = ladder.select(max_macs="1M", min_accuracy="90%")  # the most accurate one within both limits

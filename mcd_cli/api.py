@@ -110,7 +110,7 @@ def export(
     run: a run's folder or its ladder; None for the newest under ./runs. max_drop: accuracy on val that int8 may lose,
     in points. Raises GateRefused if a file does not compute what its model does.
 
-        mcd_cli.export("runs/digits-mc-distil-1", int8=True)
+        mcd_cli.export("runs/numbers-mc-distil-1", int8=True)
     """
     from mcd_cli.cli.export import export as write
     from mcd_cli.ladder.manifest import Ladder

@@ -47,7 +47,7 @@ def mcd(
 def distill(options: opt.DistillOptions) -> None:
     """Train a ladder of students from one teacher.
 
-    Without options: method mc-distil on the built-in digits, with a teacher that is trained first.
+    Without options: the demo, mc-distil on two-digit numbers, with a teacher that is trained first.
     """
     from mcd_cli.cli.distill import distill as run
 

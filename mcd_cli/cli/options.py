@@ -282,7 +282,7 @@ class TrainingOptions:
             "-d",
             metavar="NAME|DIR",
             help=f"Data set: {', '.join(DATASETS)}, or a folder of images.",
-            show_default="digits",
+            show_default="numbers",
             autocompletion=_of(*DATASETS),
         ),
     ] = None

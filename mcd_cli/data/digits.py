@@ -21,7 +21,7 @@ SIDE = 16
 
 def read(request: Request) -> Decoded:
     """The digits as RGB, 16x16 or image_size; bilinear upscaling keeps the soft edges of the strokes."""
-    levels, labels = _shipped()
+    levels, labels = shipped()
     grey = np.rint(levels * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
     images = resized(images, request.image_size or SIDE)
@@ -30,7 +30,7 @@ def read(request: Request) -> Decoded:
     return replace(decoded, held_out=(0.15, 0.25))
 
 
-def _shipped() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def shipped() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Grey levels 0 to 16, [1797, 8, 8], and labels, read from scikit-learn's file: its import takes half a second."""
     package = find_spec("sklearn")
     path = None if package is None or package.origin is None else Path(package.origin).parent

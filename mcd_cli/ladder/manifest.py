@@ -147,7 +147,7 @@ class Ladder:
         Raises NothingFits, naming the nearest miss, and UserError for a limit that is not a quantity or cannot be
         measured yet.
 
-        >>> load_ladder("runs/digits-mc-distil-1").select(min_accuracy="95%", by="size").name
+        >>> load_ladder("runs/numbers-mc-distil-1").select(min_accuracy="95%", by="size").name
         'resnet10-xxs'
         """
         budget = Budget.parse(**limits)

@@ -28,7 +28,7 @@ def load_recipe(name: str | None, overrides: Mapping[str, Any], *, dataset: Any 
     the nearest name or key.
     """
     if name is None:
-        dataset = "digits" if dataset is None else dataset
+        dataset = "numbers" if dataset is None else dataset
         name = dataset if dataset in list(DATASETS) and dataset in recipe_names() else "folder"
     return parse_recipe(_merged(_read(name), overrides))
 

@@ -222,7 +222,7 @@ class Recipe(Section):
     """All settings of one run; running the same recipe again gives the same ladder."""
 
     dataset: str = "digits"
-    """A built-in data set (`digits`, `cifar10`, `cifar100`, `tinyimagenet`) or an image folder."""
+    """A built-in data set (`numbers`, `digits`, `cifar10`, `cifar100`, `tinyimagenet`) or an image folder."""
     data_root: str | None = None
     """Folder with a built-in data set's files. Unset: they are downloaded into the cache."""
     image_size: int | None = Field(None, ge=8, le=1024)

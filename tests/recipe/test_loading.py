@@ -68,7 +68,7 @@ def test_default_recipe_set_flag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "expected"), [(None, "digits"), ("cifar100", "cifar100"), ("./cifar100", "folder"), ("x/y", "folder")]
+    ("dataset", "expected"), [(None, "numbers"), ("cifar100", "cifar100"), ("./cifar100", "folder"), ("x/y", "folder")]
 )
 def test_without_a_name_the_data_sets_recipe(dataset: str | None, expected: str) -> None:
     asked = DistillOptions(dataset=dataset)

@@ -122,6 +122,7 @@ def select(
     budget: opt.BudgetOptions,
     run: opt.Run = None,
     threads: opt.Threads = 1,
+    format_: opt.SelectedFormat = None,
     print_: opt.Print = "name",
     json_output: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -133,7 +134,7 @@ def select(
     """
     from mcd_cli.cli.select import select as choose
 
-    choose(run, threads=threads, print_=print_, json_output=json_output, quiet=quiet, **budget.limits())
+    choose(run, threads=threads, format=format_, print_=print_, json_output=json_output, quiet=quiet, **budget.limits())
 
 
 @app.command(cls=GroupedHelp)

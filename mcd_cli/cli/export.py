@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,8 @@ from mcd_cli.errors import GateRefused, UserError, unknown
 from mcd_cli.formats.job import ExportJob, export_student, formats_of, kept_exports, load_training_data
 from mcd_cli.ladder.folder import EXPORTS, refuse_links
 from mcd_cli.ladder.manifest import find_run, load_ladder
-from mcd_cli.ladder.variants import INT8
+from mcd_cli.ladder.variants import FORMATS, INT8, OTHERS
 from mcd_cli.reporting.console import print_json, talk
-
-FORMATS = ("onnx",)
 
 _print_path = partial(print, flush=True)
 
@@ -45,8 +44,9 @@ def export(
     temperature, so that softmax of their output is calibrated. Raises GateRefused after the last student if
     a file does not compute what its model does, or if int8 loses more.
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    others = _others(format)
+    if others and not preprocess:
+        raise UserError(f"--no-preprocess is for onnx; export {', '.join(others)} without it")
     if not 0 <= max_drop <= 100:
         raise UserError(f"--max-drop {max_drop:g} must be between 0 and 100 percentage points")
     folder = find_run(run)
@@ -63,7 +63,7 @@ def export(
     drop = max_drop / 100
     chosen = {variant.student.name: variant.student for variant in variants}
     kept = {
-        name: kept_exports(student, formats_of(preprocess, name in as_int8), calibrated, drop)
+        name: kept_exports(student, [*formats_of(preprocess, name in as_int8), *others], calibrated, drop)
         if out is None and not force
         else []
         for name, student in chosen.items()
@@ -72,7 +72,7 @@ def export(
     job = None
     if not all(kept.values()):
         dataset = load_training_data(ladder, folder, data_root, say)
-        job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, calibrated, drop, say)
+        job = ExportJob(ladder, folder, dataset, target, out is None, preprocess, calibrated, drop, say, others)
     written: list[dict[str, Any]] = []
     refused: list[str] = []
     for name, student in chosen.items():
@@ -88,6 +88,18 @@ def export(
     if refused:
         raise GateRefused(f"{'; '.join(refused)}; these files were not written")
     return written
+
+
+def _others(format: str) -> tuple[str, ...]:
+    """The formats of "onnx,openvino" beside ONNX, which is always written, as the others are made from it."""
+    names = [name.strip() for name in format.split(",")]
+    for name in names:
+        if name not in ("onnx", *OTHERS):
+            raise unknown("format", name, ("onnx", *OTHERS))
+        package = FORMATS[name].package
+        if find_spec(package) is None:
+            raise UserError(f"--format {name} needs the package {package}: pip install 'mcd-cli[{name}]'")
+    return tuple(dict.fromkeys(name for name in names if name in OTHERS))
 
 
 def _writable(folder: Path, out: str | None) -> Path:

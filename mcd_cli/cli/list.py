@@ -133,6 +133,8 @@ KINDS = {
         "and any folder of images with a folder per class",
     ),
     "loggers": Kind(("logger", "run in"), lambda: ((name, row.summary) for name, row in LOGGERS.items())),
-    "formats": Kind(("format", "written by", "summary"), lambda: ((name, *row) for name, row in FORMATS.items())),
+    "formats": Kind(
+        ("format", "written by", "summary"), lambda: ((name, row.command, row.summary) for name, row in FORMATS.items())
+    ),
     "runs": Kind(("run", "method", "data set", "best on val", "state", "ended"), _runs, RESUME, gives_way="ended"),
 }

@@ -18,6 +18,7 @@ from mcd_cli.cluster import CLUSTERS
 from mcd_cli.data import DATASETS
 from mcd_cli.errors import McdError, UserError
 from mcd_cli.ladder.budget import COSTS, PERCENTILES, Limits
+from mcd_cli.ladder.variants import OTHERS
 from mcd_cli.loggers import LOGGERS
 from mcd_cli.methods import METHODS
 from mcd_cli.models import ARCHITECTURES
@@ -121,13 +122,32 @@ Print = Annotated[
     Option(
         "--print",
         metavar="WHAT",
-        help="What to print: name, or the path of its weights or onnx file.",
-        autocompletion=_of("name", "weights", "onnx"),
+        help="What to print: name, or the path of its weights or of its file (onnx, or the --format).",
+        autocompletion=_of("name", "weights", "onnx", *OTHERS),
+    ),
+]
+
+SelectedFormat = Annotated[
+    str | None,
+    Option(
+        "--format",
+        metavar="NAME",
+        help=f"Choose among the files of this format: {', '.join(OTHERS)}.",
+        show_default="onnx and int8",
+        autocompletion=_of(*OTHERS),
     ),
 ]
 
 # export
-Format = Annotated[str, Option("--format", metavar="NAME", help="File format: onnx.", autocompletion=_of("onnx"))]
+Format = Annotated[
+    str,
+    Option(
+        "--format",
+        metavar="NAME,…",
+        help=f"File formats: onnx (always written), {', '.join(OTHERS)}.",
+        autocompletion=_of("onnx", *OTHERS),
+    ),
+]
 ExportedStudents = Annotated[
     list[str] | None,
     Option(

@@ -12,7 +12,7 @@ from mcd_cli.ladder.budget import Budget, Candidate, Choice, Limits, Miss
 from mcd_cli.ladder.latency import hardware_key, recorded
 from mcd_cli.ladder.manifest import Ladder, find_run, load_ladder
 from mcd_cli.ladder.schema import StudentEntry
-from mcd_cli.ladder.variants import FLOAT32, INT8, Variant
+from mcd_cli.ladder.variants import INT8, OTHERS, Variant
 from mcd_cli.quantities import show_count, show_ms, show_size
 from mcd_cli.reporting.console import print_json, table_that_fits, talk
 
@@ -23,6 +23,7 @@ def select(
     run: str | Path | None = None,
     *,
     threads: int = 1,
+    format: str | None = None,
     print_: str = "name",
     json_output: bool = False,
     quiet: bool = False,
@@ -31,15 +32,19 @@ def select(
     """Print the student of a run (default: the newest) that has the highest accuracy on val within the limits.
 
     With `min_accuracy` or `within`, it is the cheapest of those that are accurate enough.
-    print_: its name, the path of its weights (int8 has none and is then left out), or the path of its ONNX file. Raises
-    NothingFits after the explanation (and the JSON document, with "student": null); UserError for a limit that
-    is not a quantity or cannot be measured yet, and for a missing ONNX file.
+    format: among the files of this format, instead of onnx and int8. print_: its name, the path of its weights (int8
+    has none and is then left out), or the path of its file. Raises NothingFits after the explanation (and the JSON
+    document, with "student": null); UserError for a limit that is not a quantity or cannot be measured yet, and for a
+    missing file.
     """
-    if print_ not in PRINTED:
-        raise unknown("value of --print", print_, PRINTED)
+    if format is not None and format not in OTHERS:
+        raise unknown("format", format, OTHERS)
+    printed = PRINTED if format is None else ("name", format)
+    if print_ not in printed:
+        raise unknown("value of --print", print_, printed)
     budget = Budget.parse(**limits)
     ladder = load_ladder(find_run(run))
-    choice = ladder.explain(budget, int8=print_ != "weights", threads=threads)
+    choice = ladder.explain(budget, int8=print_ != "weights", threads=threads, format=format)
     if not quiet:
         _explain(ladder, choice, threads)
     if json_output:
@@ -50,10 +55,10 @@ def select(
 
 
 def _printed(ladder: Ladder, chosen: Variant, what: str) -> str:
-    if what == "onnx":
-        return str(chosen.onnx())
+    if what == "name":
+        return chosen.name
     assert ladder.folder is not None
-    return chosen.name if what == "name" else str(ladder.folder / chosen.student.weights)
+    return str(ladder.folder / chosen.student.weights if what == "weights" else chosen.deployed())
 
 
 def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
@@ -73,7 +78,8 @@ def _explain(ladder: Ladder, choice: Choice, threads: int) -> None:
         here = hardware_key(threads)
         variants = [candidate.variant for candidate in choice.candidates]
         is_new = any(recorded(variant.student, variant.format, 1, here) is None for variant in variants)
-        console.print(f"latency: {budget.percentile} of one image on {here}{', measured now' * is_new}")
+        runtime = next((f"; {v.format} in its own runtime" for v in variants if v.format in OTHERS), "")
+        console.print(f"latency: {budget.percentile} of one image on {here}{runtime}{', measured now' * is_new}")
     if budget.within is not None and any(INT8 in student.exported for student in ladder.students):
         console.print("int8 is left out: its predictions on val, which --within compares, are not stored")
     missing = [candidate for candidate in choice.candidates if not candidate.fits]
@@ -128,7 +134,7 @@ def _columns(choice: Choice) -> dict[str, Callable[[Candidate], str]]:
         return "-" if candidate.variant.latency_ms is None else show_ms(candidate.variant.latency_ms, 3)
 
     def test(candidate: Candidate) -> str:
-        return f"{100 * student(candidate).accuracy.test:.2f}" if candidate.variant.format == FLOAT32 else "-"
+        return f"{100 * student(candidate).accuracy.test:.2f}" if candidate.variant.format != INT8 else "-"
 
     def behind(candidate: Candidate) -> str:
         return "-" if candidate.gap is None else f"{candidate.gap.errors:.1f}se"
@@ -158,10 +164,13 @@ def _columns(choice: Choice) -> dict[str, Callable[[Candidate], str]]:
 
 def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
     """The JSON document. Numbers are in base units: MACs, bytes, milliseconds, fractions, standard errors."""
+    file = None if choice.chosen is None or choice.chosen.file is None else str(choice.chosen.file)
+    is_other = choice.chosen is not None and choice.chosen.format in OTHERS
     return {
         "run": str(ladder.folder),
         "student": choice.chosen and choice.chosen.name,
-        "onnx": choice.chosen and choice.chosen.file and str(choice.chosen.file),
+        "onnx": None if file is None or is_other else file,
+        "file": file,
         "budget": dict(choice.budget.limits),
         "percentile": choice.budget.percentile,
         "within": choice.budget.within,
@@ -173,7 +182,7 @@ def _document(ladder: Ladder, choice: Choice) -> dict[str, Any]:
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
     variant, student = candidate.variant, candidate.variant.student
-    accuracy = asdict(student.accuracy) if variant.format == FLOAT32 else {"val": variant.val}
+    accuracy = asdict(student.accuracy) if variant.format != INT8 else {"val": variant.val}
     return {
         "name": variant.name,
         "arch": student.arch,
@@ -184,7 +193,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "bytes_of": variant.measured_by.lower(),
         "latency_ms": variant.latency_ms,
         "accuracy": accuracy,
-        "calibration": asdict(student.calibration) if variant.format == FLOAT32 and student.calibration else None,
+        "calibration": asdict(student.calibration) if variant.format != INT8 and student.calibration else None,
         "on_front": candidate.on_front,
         "gap": candidate.gap and asdict(candidate.gap),
         "fits": candidate.fits,

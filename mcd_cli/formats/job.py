@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcd_cli.errors import GateRefused, UserError
-from mcd_cli.files import sha256_of
+from mcd_cli.files import sha256_of, write_whole
 from mcd_cli.ladder.folder import EXPORTS, RECIPE
-from mcd_cli.ladder.latency import hardware_key, measure, remembered
+from mcd_cli.ladder.latency import hardware_key, measure, measure_calls, remembered
 from mcd_cli.ladder.manifest import Ladder, update
 from mcd_cli.ladder.schema import ExportEntry, StudentEntry, Timing
-from mcd_cli.ladder.variants import FLOAT32, INT8, NO_PREPROCESS, Variant
-from mcd_cli.quantities import show_size
+from mcd_cli.ladder.variants import FLOAT32, FORMATS, INT8, NO_PREPROCESS, Variant
+from mcd_cli.quantities import show_ms, show_size
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from mcd_cli.data.dataset import Dataset
     from mcd_cli.formats.int8 import Int8Gate
+    from mcd_cli.formats.other import Writer
 
 NUM_JUDGED = 512  # val images in the float32 check; the int8 check uses all of val
 THREADS = 1  # for measuring latencies
@@ -38,14 +42,17 @@ class ExportJob:
     max_drop: float
     say: Callable[[str], None]  # receives one line per file with the result of its check
 
+    others: tuple[str, ...] = ()  # formats beside ONNX
+
     def path(self, student: StudentEntry, format: str) -> Path:
-        return self.target / f"{student.name}{'' if format == FLOAT32 else f'.{format}'}.onnx"
+        ending = FORMATS[format].ending if format in FORMATS else f"{format}.onnx"
+        return self.target / f"{student.name}.{ending}"
 
 
 def export_student(
     job: ExportJob, student: StudentEntry, as_int8: bool, refused: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Export float32, then int8. Yields the JSON entry of each file that passes; failures are added to `refused`."""
+    """Export float32, then int8 and the others. Yields the entry of each file that passes; failures go to `refused`."""
     from mcd_cli.data.loader import plain
     from mcd_cli.formats.onnx_file import Divided, divide_logits, keep_onnx, to_onnx
     from mcd_cli.models.normalized import Normalized
@@ -75,6 +82,39 @@ def export_student(
     yield _keep(job, student, format, gate.accuracy[1], gate.num_images, asdict(gate))
     if as_int8:
         yield from _export_int8(job, student, path, refused)
+    for other in job.others:
+        yield from _export_other(job, student, other, network, content, (images, labels), refused)
+
+
+def _export_other(
+    job: ExportJob,
+    student: StudentEntry,
+    format: str,
+    network: nn.Module,
+    content: bytes,
+    judged: tuple[Tensor, Tensor],
+    refused: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Write the student in this format, check it in its runtime, and keep it if it computes what the model does."""
+    from mcd_cli.formats.onnx_file import check
+
+    writer: Writer = FORMATS.load(format)()
+    path = job.path(student, format)
+    images, labels = judged
+    with tempfile.TemporaryDirectory() as place:
+        files = writer.write(network, content, tuple(images.shape[1:]), Path(place, path.name))
+        run = writer.open(files[0], THREADS)
+        gate = check(network, run, images.cpu(), labels.cpu(), writer.tolerance, writer.max_drop)
+        times = measure_calls({format: run}, (1, *images.shape[1:]))
+        if not gate.passed:
+            refused.append(f"{path.name}: the exported file differs from the model: {gate}; no file is written")
+            _forget(job, student, format)
+            return
+        size = sum(file.stat().st_size for file in files)
+        for file in reversed(files):  # the one that names the format last
+            write_whole(job.target / file.name, file.read_bytes())
+    job.say(f"{path.name}: {gate}; {show_size(size, 3)}; {show_ms(times[format].p50_ms, 3)} at p50, batch 1")
+    yield _keep(job, student, format, gate.accuracy[1], gate.num_images, asdict(gate), tuple(times.values()), size)
 
 
 def kept_exports(
@@ -103,7 +143,6 @@ def formats_of(preprocess: bool, as_int8: bool) -> list[str]:
 
 
 def _export_int8(job: ExportJob, student: StudentEntry, float32: Path, refused: list[str]) -> Iterator[dict[str, Any]]:
-    from mcd_cli.files import write_whole
     from mcd_cli.formats import int8
     from mcd_cli.seeds import generator
 
@@ -141,12 +180,13 @@ def _keep(
     num_val: int,
     gate: dict[str, Any],
     timings: tuple[Timing, ...] = (),
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Record the file in the manifest if it is in the run's folder; returns its entry for --json."""
     path = job.path(student, format)
     entry = ExportEntry(
         sha256=sha256_of(path),
-        bytes=path.stat().st_size,
+        bytes=path.stat().st_size if size is None else size,
         val=val,
         num_val=num_val,
         gate=gate,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcd_cli.ladder.schema import StudentEntry, Timing
 from mcd_cli.machine import processor
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from mcd_cli.ladder.session import Images
 
 WARMUP, RUNS = 20, 200  # calls; also the minimum
 BLOCK = 20  # calls of one file before it is the next file's turn
@@ -40,29 +47,47 @@ def measure(
 
     Returns milliseconds of a whole call, on the CPU, with `threads` threads within an operator and none between.
     """
-    import numpy as np
-
     from mcd_cli.ladder.session import cpu_session
 
-    sessions = {format: cpu_session(file, threads) for format, file in files.items()}
-    draws = np.random.default_rng(0)
-    feeds = {}
-    for format, session in sessions.items():
+    calls: dict[str, Callable[[Images], object]] = {}
+    shape: tuple[int, ...] = ()
+    for format, file in files.items():
+        session = cpu_session(file, threads)
         (images,) = session.get_inputs()
-        feeds[format] = {images.name: draws.random((batch, *images.shape[1:]), dtype=np.float32)}
+        shape = tuple(images.shape[1:])
+        calls[format] = partial(_run, session, images.name)
+    return measure_calls(calls, (batch, *shape), warmup=warmup, runs=runs)
+
+
+def measure_calls(
+    calls: Mapping[str, Callable[[Images], object]],
+    shape: tuple[int, ...],
+    *,
+    warmup: int = WARMUP,
+    runs: int = RUNS,
+) -> dict[str, Timing]:
+    """Time functions of images [n, 3, H, W] (`shape`), by format, as `measure` does."""
+    import numpy as np
+
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    for call in calls.values():
         for _ in range(warmup):
-            session.run(None, feeds[format])
-    taken: dict[str, list[float]] = {format: [] for format in files}
+            call(images)
+    taken: dict[str, list[float]] = {format: [] for format in calls}
     for start in range(0, runs, BLOCK):
-        for format, session in sessions.items():
+        for format, call in calls.items():
             for _ in range(min(BLOCK, runs - start)):
                 begun = time.perf_counter_ns()
-                session.run(None, feeds[format])
+                call(images)
                 taken[format].append((time.perf_counter_ns() - begun) / 1e6)
     timings = {}
     for format, values in taken.items():
         p50, p90, p99 = (round(float(p), 6) for p in np.percentile(values, [50, 90, 99]))
         timings[format] = Timing(
-            format=format, batch=batch, p50_ms=p50, p90_ms=p90, p99_ms=p99, warmup=warmup, runs=runs
+            format=format, batch=shape[0], p50_ms=p50, p90_ms=p90, p99_ms=p99, warmup=warmup, runs=runs
         )
     return timings
+
+
+def _run(session: InferenceSession, name: str, images: Images) -> object:
+    return session.run(None, {name: images})

@@ -23,10 +23,11 @@ from mcd_cli.ladder.schema import (
     DatasetEntry,
     StudentEntry,
     TeacherEntry,
+    Timing,
     check,
     inside,
 )
-from mcd_cli.ladder.variants import FLOAT32, INT8, Variant, variants
+from mcd_cli.ladder.variants import FLOAT32, INT8, OTHERS, Variant, variants
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,9 +100,9 @@ class Ladder:
         raise unknown("student", name, [student.name for student in self.students])
 
     def variant(self, name: str) -> Variant:
-        """`NAME` or `NAME.int8`. Raises UserError for an unknown student; its file may be missing."""
+        """`NAME`, `NAME.int8` or `NAME.FORMAT`. Raises UserError for an unknown student; its file may be missing."""
         student, dot, format = name.partition(".")
-        if format not in ("", INT8) or (dot and not format):
+        if format not in ("", INT8, *OTHERS) or (dot and not format):
             raise UserError(f"{name!r} is not a variant of a student; write {student} or {student}.{INT8}")
         return Variant(self.student(student), format or FLOAT32)
 
@@ -113,8 +114,8 @@ class Ladder:
         """The exported student (or its int8 variant: `NAME.int8`) in onnxruntime; see Variant.session."""
         return self.variant(name).session(threads, calibrated=calibrated)
 
-    def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1) -> Choice:
-        """The choice that `select` makes, with its reasons.
+    def explain(self, budget: Budget, *, int8: bool = True, threads: int = 1, format: str | None = None) -> Choice:
+        """The choice that `select` makes, with its reasons; format: among the files of this format only.
 
         A latency is read from the ladder if it was measured on this hardware, else measured now. `within` leaves int8
         out, because its predictions are not stored. Raises UserError if a latency needs a student that is not
@@ -124,6 +125,10 @@ class Ladder:
         choices = [
             variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
         ]
+        if format is not None:
+            choices = [Variant(student, format) for student in self.students]
+            for variant in choices:
+                variant.deployed()
         if budget.needs_latency or any(student.latency for student in self.students):
             here = hardware_key(threads)
             choices = [_timed(variant, budget, here, threads) for variant in choices]
@@ -161,8 +166,14 @@ def _timed(variant: Variant, budget: Budget, here: str, threads: int) -> Variant
     """The variant with its latency at the budget's percentile; measured now only if the budget needs it."""
     timing = recorded(variant.student, variant.format, 1, here)
     if timing is None and budget.needs_latency:
-        timing = measure({variant.format: variant.onnx()}, threads=threads)[variant.format]
+        timing = _measured(variant, threads)
     return variant if timing is None else replace(variant, latency_ms=getattr(timing, f"{budget.percentile}_ms"))
+
+
+def _measured(variant: Variant, threads: int) -> Timing:
+    if variant.format in OTHERS:
+        raise UserError(f"{variant.name} was not timed on this machine; export it here: --format {variant.format}")
+    return measure({variant.format: variant.deployed()}, threads=threads)[variant.format]
 
 
 def update(folder: Path, change: Callable[[StudentEntry], StudentEntry]) -> Ladder:

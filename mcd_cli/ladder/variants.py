@@ -9,23 +9,69 @@ from typing import TYPE_CHECKING
 
 from mcd_cli.errors import UserError
 from mcd_cli.ladder.schema import StudentEntry, inside
+from mcd_cli.registry import Row, Table
 
 if TYPE_CHECKING:
     from mcd_cli.ladder.session import Session
 
 FLOAT32, INT8 = "onnx", "int8"  # formats, as in a student's exports
 NO_PREPROCESS = "no-preprocess"
-FORMATS = {
-    FLOAT32: ("mcd export", "float32 with the normalisation inside, checked against the model"),
-    INT8: ("mcd export --int8", "8-bit weights and activations, kept if it loses little accuracy on val"),
-    NO_PREPROCESS: ("mcd export --no-preprocess", "float32 of images that are normalised already"),
-}
-"""Format → the command that writes it, and what it is."""
+
+
+@dataclass(frozen=True)
+class FormatSpec(Row):
+    """A file format. target: the class that writes it (`formats.other.Writer`); "" for those that mcd export knows."""
+
+    command: str
+    summary: str
+    ending: str
+    package: str = "onnx"  # what it needs
+
+
+FORMATS = Table(
+    "format",
+    {
+        FLOAT32: FormatSpec(
+            "", "mcd export", "float32 with the normalisation inside, checked against the model", "onnx"
+        ),
+        INT8: FormatSpec(
+            "",
+            "mcd export --int8",
+            "8-bit weights and activations, kept if it loses little accuracy on val",
+            "int8.onnx",
+        ),
+        NO_PREPROCESS: FormatSpec(
+            "", "mcd export --no-preprocess", "float32 of images that are normalised already", "no-preprocess.onnx"
+        ),
+        "fp16": FormatSpec(
+            "mcd_cli.formats.fp16:Fp16",
+            "mcd export --format fp16",
+            "ONNX with 16-bit weights: half the size",
+            "fp16.onnx",
+        ),
+        "openvino": FormatSpec(
+            "mcd_cli.formats.openvino:OpenVino",
+            "mcd export --format openvino",
+            "OpenVINO's IR, for Intel's processors and graphics: an .xml and a .bin",
+            "xml",
+            "openvino",
+        ),
+        "pt2": FormatSpec(
+            "mcd_cli.formats.pt2:Pt2",
+            "mcd export --format pt2",
+            "a program of torch.export, for PyTorch",
+            "pt2",
+            "torch",
+        ),
+    },
+)
+OTHERS = tuple(name for name, row in FORMATS.items() if row.target)
+"""Formats beside ONNX and int8: written by `--format`, chosen by `mcd select --format`."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A student as float32 or as int8. `name`: the student's, with `.int8` appended for int8."""
+    """A student as float32, as int8 or in another format. name: the student's, with `.FORMAT` unless it is float32."""
 
     student: StudentEntry
     format: str = FLOAT32
@@ -38,8 +84,8 @@ class Variant:
 
     @property
     def val(self) -> float:
-        """Accuracy on val; for int8, that of the int8 file."""
-        return self.student.accuracy.val if self.format == FLOAT32 else self.student.exported[self.format].val
+        """Accuracy on val; for int8, that of the int8 file. The other formats compute what the model does."""
+        return self.student.exported[INT8].val if self.format == INT8 else self.student.accuracy.val
 
     @property
     def temperature(self) -> float | None:
@@ -48,7 +94,7 @@ class Variant:
 
     @property
     def file(self) -> Path | None:
-        """Its ONNX file; None if it is not exported."""
+        """Its file; None if it is not exported."""
         if self.student.home is None or self.format not in self.student.exports:
             return None
         folder, path = self.student.home[0], self.student.exports[self.format]
@@ -56,19 +102,22 @@ class Variant:
 
     @property
     def bytes(self) -> int:
-        """Size of the ONNX file if exported, else of the weights file."""
-        return self.student.bytes if self.file is None else self.file.stat().st_size
+        """Size of the exported file (of both, if there are two), else of the weights file."""
+        if self.file is None:
+            return self.student.bytes
+        return self.student.exported[self.format].bytes if self.format in OTHERS else self.file.stat().st_size
 
     @property
     def measured_by(self) -> str:
         """The kind of file whose size `bytes` is."""
-        return "weights" if self.file is None else "ONNX"
+        return "weights" if self.file is None else "ONNX" if self.format not in OTHERS else self.format
 
-    def onnx(self) -> Path:
-        """Its ONNX file. Raises UserError, with the command that writes it, if there is none."""
+    def deployed(self) -> Path:
+        """Its file. Raises UserError, with the command that writes it, if there is none."""
         if self.file is None:
             run = "" if self.student.home is None else f" --run {shlex.quote(str(self.student.home[0]))}"
-            raise UserError(f"{self.name} is not exported; write it: mcd export{run} --student {self.name}")
+            how = f"--format {self.format}" if self.format in OTHERS else f"--student {self.name}"
+            raise UserError(f"{self.name} is not exported; write it: mcd export{run} {how}")
         return self.file
 
     def session(self, threads: int = 1, *, calibrated: bool = True) -> Session:
@@ -79,7 +128,7 @@ class Variant:
         from mcd_cli.ladder.session import open_session
 
         sha256 = self.student.exported[self.format].sha256 if self.format in self.student.exported else None
-        return open_session(self.onnx(), threads=threads, sha256=sha256, calibrated=calibrated)
+        return open_session(self.deployed(), threads=threads, sha256=sha256, calibrated=calibrated)
 
 
 def variants(student: StudentEntry) -> tuple[Variant, ...]:

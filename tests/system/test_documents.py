@@ -191,7 +191,7 @@ def test_inner_commands_and_chains_are_found() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the documents have it: the demo's run, much smaller, trained by the README's own line, and of digits; photos."""
+    """A folder as the documents have it: photos, and the demo's run, much smaller, by the README's own line."""
     folder = tmp_path_factory.mktemp("place")
     recipe = tiny_recipe(
         image_size=16,

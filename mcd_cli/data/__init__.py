@@ -30,7 +30,7 @@ class DatasetSpec(Row):
 DATASETS = Table(
     "data set",
     {
-        "numbers": DatasetSpec("mcd_cli.data.numbers:read", "6,000 numbers 00 to 99, 16×16, of scikit-learn's digits"),
+        "numbers": DatasetSpec("mcd_cli.data.numbers:read", "4,500 numbers 00 to 99, 16×16, of scikit-learn's digits"),
         "digits": DatasetSpec("mcd_cli.data.digits:read", "1,797 digits of 10 classes, 16×16, from scikit-learn"),
         "cifar10": DatasetSpec("mcd_cli.data.cifar:read_cifar10", "60,000 photos of 10 classes, 32×32"),
         "cifar100": DatasetSpec("mcd_cli.data.cifar:read_cifar100", "60,000 photos of 100 classes, 32×32"),

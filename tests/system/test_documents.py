@@ -284,7 +284,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_a_broken_link_is_found() -> None:
-    text = "[a](docs/nowhere.md) ![b](docs/digits-ladder.png) [c](docs/methods.md#c-net) [d](docs/methods.md#d)"
+    text = "[a](docs/nowhere.md) ![b](docs/demo-ladder.png) [c](docs/methods.md#c-net) [d](docs/methods.md#d)"
     assert broken_links(ROOT / "README.md", text) == ["docs/nowhere.md", "docs/methods.md#d"]
 
 

@@ -88,7 +88,7 @@ def test_every_module_is_seen() -> None:
 
 def test_the_root_holds_little() -> None:
     """What belongs to a room lies in it; a new module in the root needs a reason."""
-    assert len([name for name in MODULES if "." not in name and MODULES[name].name != "__init__.py"]) <= 8
+    assert len([name for name in MODULES if "." not in name and MODULES[name].name != "__init__.py"]) <= 9
 
 
 def test_every_room_says_what_is_in_it() -> None:

@@ -1,6 +1,6 @@
 """Run an exported student as on a device, with only onnxruntime, numpy and the ONNX file: no torch, no mcd.
 
-Run the demo and `mcd export` first, then
+Train on the digits (`mcd distill --dataset digits`) and run `mcd export` first, then
 `python examples/predict_with_onnxruntime.py "$(mcd select --quiet --print onnx)"`
 """
 

@@ -1,6 +1,6 @@
 """Train a ladder, then select a student by its cost.
 
-`python examples/train_and_select.py` trains the demo in about a minute; options such as `--epochs 3` are passed to
+`python examples/train_and_select.py` trains the demo in a minute or two; options such as `--epochs 3` are passed to
 `mcd distill`.
 """
 

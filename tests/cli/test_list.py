@@ -45,7 +45,7 @@ def test_every_name_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "losses": LOSSES,
         "architectures": ARCHITECTURES,
         "datasets": DATASETS,
-        "formats": ["onnx", "int8", "no-preprocess"],
+        "formats": ["onnx", "int8", "no-preprocess", "fp16", "openvino", "pt2"],
         "recipes": sorted(path.stem for path in (ROOT / "recipes").glob("*.toml")),
     }.items():
         assert names(kind, capsys) == list(table)

@@ -214,16 +214,18 @@ def predict(
 def report(
     run: opt.ReportedRun = None,
     out: opt.ReportFolder = None,
+    license_: opt.License = "unknown",
     json_output: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
     """Write an HTML page and a model card of a run.
 
-    The page, report.html, needs no network; the card is MODEL_CARD.md. Prints both paths.
+    The page, report.html, needs no network; the card is MODEL_CARD.md, whose head the Hugging Face Hub reads. Prints
+    both paths.
     """
     from mcd_cli.cli.report import report as write
 
-    write(run, out=out, json_output=json_output)
+    write(run, out=out, license=license_, json_output=json_output)
 
 
 @app.command("list", cls=GroupedHelp)

@@ -210,6 +210,7 @@ ReportedRun = Annotated[
     str | None,
     Argument(metavar="DIR", help="Folder of a finished run.", show_default=_NEWEST, autocompletion=_OF_RUNS),
 ]
+License = Annotated[str, Option("--license", metavar="NAME", help="Licence of the students, such as apache-2.0.")]
 ReportFolder = Annotated[
     str | None, Option("--out", "-o", metavar="DIR", help="Folder for the two files.", show_default="the run's own")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +24,18 @@ SHOWN = {
     ),
 }
 MAX_PICTURE = 2**25  # bytes
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
 
-def report(run: str | Path | None = None, *, out: str | None = None, json_output: bool = False) -> None:
-    """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError if it cannot."""
+def report(
+    run: str | Path | None = None, *, out: str | None = None, license: str = "unknown", json_output: bool = False
+) -> None:
+    """Write report.html and MODEL_CARD.md into the run's folder (or `out`). Raises UserError if it cannot.
+
+    license: of the students, as the Hugging Face Hub calls it, for the card's head.
+    """
+    if not LICENSE.fullmatch(license):
+        raise UserError(f"--license takes an identifier of the Hugging Face Hub, such as apache-2.0, not {license!r}")
     folder = find_run(run)
     ladder = load_ladder(folder)
     if out is None:
@@ -42,7 +51,7 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     from mcd_cli.files import write_whole
     from mcd_cli.ladder.metrics import read_metrics
     from mcd_cli.reporting.html import to_html
-    from mcd_cli.reporting.model_card import card, coordinator, to_markdown
+    from mcd_cli.reporting.model_card import card, coordinator, head, to_markdown
     from mcd_cli.reporting.plots import render
 
     sections = card(ladder)
@@ -61,7 +70,7 @@ def report(run: str | Path | None = None, *, out: str | None = None, json_output
     name = f"{ladder.dataset.name}, {ladder.method}"
     note = f"{folder.resolve().name}; mcd {ladder.version}; {ladder.created}"
     page = to_html(f"Ladder: {name}", note, [first, story, what, *others], pictures, toml)
-    paths = {target / PAGE: page, target / CARD: to_markdown(f"Model card: {name}", sections)}
+    paths = {target / PAGE: page, target / CARD: head(ladder, license) + to_markdown(f"Model card: {name}", sections)}
     for path, content in paths.items():
         write_whole(path, content.encode())
     if json_output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -248,6 +249,38 @@ def _limits(ladder: Ladder) -> Iterator[str]:
     if ladder.teacher is not None and ladder.teacher.saw_val is not False:
         yield "The teacher may have been trained on images of val, so accuracy on val may be too high."
     yield "Not tested: images from other sources, subgroups, and adversarial inputs."
+
+
+def head(ladder: Ladder, license: str) -> str:
+    """The YAML at the top of a card, which the Hugging Face Hub reads: every student with its test accuracy.
+
+    license: an identifier of the Hub, such as apache-2.0. Values are in YAML's flow style, which is JSON.
+    """
+    dataset = ladder.dataset.name
+    models = [
+        {
+            "name": student.name,
+            "results": [
+                {
+                    "task": {"type": "image-classification"},
+                    "dataset": {"name": dataset, "type": dataset, "split": "test"},
+                    "metrics": [{"type": "accuracy", "value": student.accuracy.test}],
+                }
+            ],
+        }
+        for student in ladder.students
+    ]
+    values = {
+        "license": license,
+        "library_name": "mcd",
+        "pipeline_tag": "image-classification",
+        "tags": ["knowledge-distillation", ladder.method, *dict.fromkeys(s.arch for s in ladder.students)],
+        "datasets": [dataset],
+        "metrics": ["accuracy"],
+        "model-index": models,
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join(["---", *lines, "---", "", ""])
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from mcd_cli.cli.profile import profile
@@ -138,6 +139,16 @@ def test_the_card(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
         "What this is", "Students", "Calibration", "Use", "Training", "Exports", "Latencies", "Limits"
     ]  # fmt: skip
+    report(run, license="apache-2.0")
+    front, body = Path(document["card"]).read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
+    assert body.strip() == text.split("\n---\n", 1)[1].strip()
+    values = yaml.safe_load(front)
+    assert (values["license"], values["library_name"], values["datasets"]) == ("apache-2.0", "mcd", ["digits"])
+    assert [model["name"] for model in values["model-index"]] == [s.name for s in load_ladder(run).students]
+    (result,) = values["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == load_ladder(run).students[0].accuracy.test
+    with pytest.raises(UserError, match="--license takes an identifier"):
+        report(run, license="MIT license")
     student = load_ladder(run).students[0]
     assert student.exported["int8"].sha256[:12] in text
     assert "0 changed" in text

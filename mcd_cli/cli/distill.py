@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def train(options: DistillOptions) -> Ladder | None:
     """
     check(options)
     names_of(options.log)
+    options = _as_restarted(options)
     writes = os.environ.get("RANK", "0") == "0"
     if options.resume is None:
         recipe = resolve(options)
@@ -78,6 +80,18 @@ def train(options: DistillOptions) -> Ladder | None:
                     "train without bit-reproducible results: --fast"
                 ) from None
             raise
+
+
+def _as_restarted(options: DistillOptions) -> DistillOptions:
+    """Under `torchrun --max-restarts`, the group that takes over from a killed one resumes its run."""
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or options.resume is not None:
+        return options
+    if options.out is None:
+        raise UserError("torchrun --max-restarts needs --out, so that a restarted group finds the run")
+    is_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return (
+        replace(options, resume=options.out) if is_restarted and (as_path(options.out) / RECIPE).is_file() else options
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

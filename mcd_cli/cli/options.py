@@ -302,7 +302,7 @@ class TrainingOptions:
             "--dataset",
             "-d",
             metavar="NAME|DIR",
-            help=f"Data set: {', '.join(DATASETS)}, or a folder of images.",
+            help=f"Data set: {', '.join(DATASETS)}, a folder of images, or a .csv or .jsonl of paths and labels.",
             show_default="numbers",
             autocompletion=_of(*DATASETS),
         ),

@@ -39,28 +39,42 @@ DATASETS = Table(
 )
 
 
+TABLES = (".csv", ".tsv", ".jsonl")
+"""Endings of files that list paths and labels (`table.read`)."""
+
+
 def to_stderr(line: str) -> None:
     """Print a progress line to stderr."""
     print(line, file=sys.stderr)
 
 
 def find_folder(name: str, data_root: str | None = None) -> Path | None:
-    """None for a built-in name, otherwise the folder of that name (data_root is searched first).
+    """None for a built-in name, otherwise the folder or the table of that name (data_root is searched first).
 
     A built-in name takes precedence; write `./cifar100` for a folder. Raises UserError if the name is neither.
     """
     if name in DATASETS:
         return None
-    path = as_path(name)
+    path = as_path(table_and_columns(name)[0])
     places = [path] if data_root is None else [as_path(data_root) / path, path]
     for place in places:
         if name and place.is_dir():
+            return place
+        if name and place.is_file() and place.suffix.lower() in TABLES:
             return place
         if name and place.exists():
             raise UserError(f"data set {name!r} is a file; unpack it and give the folder")
     if "/" in name:
         raise UserError(f"data set folder {name!r} does not exist")
     raise UserError(f"{unknown('data set', name, DATASETS)} (there is no folder of that name either)")
+
+
+def table_and_columns(name: str) -> tuple[str, tuple[str, ...]]:
+    """`labels.csv:photo,kind` → the file, and the columns of paths, labels and splits that are named."""
+    file, colon, columns = name.rpartition(":")
+    if not colon or not file.lower().endswith(TABLES):
+        return name, ()
+    return file, tuple(column.strip() for column in columns.split(","))
 
 
 def load_dataset(
@@ -74,7 +88,7 @@ def load_dataset(
     max_memory: int | None = None,
     report: Callable[[str], None] = to_stderr,
 ) -> Dataset:
-    """Load a built-in data set or a folder of images, decoded, split and ready to index.
+    """Load a built-in data set, a folder of images or a table of their paths, decoded, split and ready to index.
 
     data_root: folder with a built-in data set's files (None: the downloads in the cache folder).
     image_size: side length in pixels of the square images; None keeps the data set's own.
@@ -98,10 +112,13 @@ def load_dataset(
         root = None if data_root is None else as_path(data_root)
         decoded = DATASETS.load(name)(Request(root, image_size, skip_bad_images, report, max_bytes))
     else:
+        from mcd_cli.data import table
         from mcd_cli.data.folder import read
         from mcd_cli.data.listing import check_text
 
+        request = Request(folder, image_size, skip_bad_images, report, max_bytes)
+        columns = table_and_columns(name)[1]
         name = os.path.basename(os.path.realpath(folder)) or "folder"
         check_text(name, str(folder))
-        decoded = read(Request(folder, image_size, skip_bad_images, report, max_bytes))
+        decoded = read(request) if folder.is_dir() else table.read(request, columns)
     return assemble(name, decoded, split_seed=split_seed, label_noise=label_noise)

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mcd_cli.ladder.folder import PREDICTIONS
+from mcd_cli.ladder.folder import CHECKPOINT, PREDICTIONS
 from mcd_cli.machine import processor
 
 RECIPE = """
@@ -71,28 +71,27 @@ def main() -> None:
         folder = Path(place)
         os.environ |= {"MCD_CACHE": str(folder / "cache"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         (folder / "tiny.toml").write_text(RECIPE, encoding="utf-8")
-        since = time.perf_counter()
         if start(folder, folder / "whole").wait():
             raise SystemExit((folder / "log").read_text()[-2000:])
-        seconds = time.perf_counter() - since
         expected = (folder / "whole" / PREDICTIONS).read_bytes()
         for number in range(arguments.kills):
             out = folder / str(number)
             process = start(folder, out)
-            while not (out / "metrics.jsonl").is_file():
-                time.sleep(0.1)
-            delay = moments.uniform(0, 0.6 * seconds)
+            while not (out / CHECKPOINT).is_dir():
+                time.sleep(0.02)
+            delay = moments.uniform(0, 3)
             time.sleep(delay)
-            alive = workers(process.pid)
-            if alive:
-                os.kill(moments.choice(alive), 9)
+            victims = workers(process.pid)
+            if victims:
+                os.kill(moments.choice(victims), 9)
             code = process.wait()
             said = (folder / "log").read_text(errors="replace")
             equal = code == 0 and (out / PREDICTIONS).read_bytes() == expected
             row = {
-                "code": code,
-                "killed_after": round(delay, 1),
+                "killed": bool(victims),
+                "after": round(delay, 1),
                 "resumed": said.count("resuming from step"),
+                "code": code,
                 "equal": equal,
             }
             rows.append(row)

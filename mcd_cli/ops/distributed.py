@@ -157,8 +157,16 @@ def _begin(device: str, local_rank: int) -> None:
         if local_rank >= torch.cuda.device_count():
             raise UserError(f"more processes than GPUs ({torch.cuda.device_count()}); lower --nproc-per-node")
         torch.cuda.set_device(local_rank)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     with _peers():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        if attempt == "0":
+            dist.init_process_group(backend, timeout=PATIENCE)
+            return
+        # torchrun keeps its store over a restart, with the addresses of the processes that are gone
+        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 @contextmanager

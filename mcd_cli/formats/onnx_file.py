@@ -131,7 +131,7 @@ def divide_logits(content: bytes, temperature: float) -> bytes:
 def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor) -> Gate:
     """Compare the ONNX file in onnxruntime with the model (see `check`)."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return check(model, partial(_run, session), images, labels)
+    return check(model, partial(_run, session), images, labels, TOLERANCE)
 
 
 def check(
@@ -139,7 +139,7 @@ def check(
     run: Callable[[Images], Logits],
     images: Tensor,
     labels: Tensor,
-    tolerance: float = TOLERANCE,
+    tolerance: float,
     max_drop: float = 0.0,
 ) -> Gate:
     """Compare a file, as a function, with the model on the CPU in eval mode, with batches of 1, 7 and 64 images."""

@@ -25,7 +25,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loading:
 def test_names_are_known_without_torch_or_numpy() -> None:
     code = "import sys, mcd_cli.data; assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(DATASETS) == {"digits", "cifar10", "cifar100", "tinyimagenet"}
+    assert set(DATASETS) == {"numbers", "digits", "cifar10", "cifar100", "tinyimagenet"}
     for name in DATASETS:
         assert callable(DATASETS.load(name))
 

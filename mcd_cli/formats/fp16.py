@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import nn
 
+from mcd_cli.formats.onnx_file import run_onnx
 from mcd_cli.ladder.session import Images, Logits, cpu_session
 
 
@@ -35,9 +35,4 @@ class Fp16:
 
     def open(self, path: Path, threads: int) -> Callable[[Images], Logits]:
         """See `other.Writer`."""
-        return partial(_run, cpu_session(path, threads))
-
-
-def _run(session: object, images: Images) -> Logits:
-    (logits,) = session.run(["logits"], {"images": images})  # type: ignore[attr-defined]
-    return np.asarray(logits, dtype=np.float32)
+        return partial(run_onnx, cpu_session(path, threads))

@@ -131,7 +131,7 @@ def divide_logits(content: bytes, temperature: float) -> bytes:
 def check_onnx(model: nn.Module, content: bytes, images: Tensor, labels: Tensor) -> Gate:
     """Compare the ONNX file in onnxruntime with the model (see `check`)."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return check(model, partial(_run, session), images, labels, TOLERANCE)
+    return check(model, partial(run_onnx, session), images, labels, TOLERANCE)
 
 
 def check(
@@ -162,6 +162,7 @@ def check(
     return Gate(difference, largest, int(changed.sum()), (before, after), len(images), tolerance, max_drop)
 
 
-def _run(session: onnxruntime.InferenceSession, images: Images) -> Logits:
+def run_onnx(session: onnxruntime.InferenceSession, images: Images) -> Logits:
+    """The logits [n, C] of an exported file."""
     (logits,) = session.run(["logits"], {"images": images})
     return np.asarray(logits, dtype=np.float32)

@@ -121,14 +121,7 @@ class Ladder:
         out, because its predictions are not stored. Raises UserError if a latency needs a student that is not
         exported, and for `within` in a run without predictions.
         """
-        int8 = int8 and budget.within is None
-        choices = [
-            variant for student in self.students for variant in variants(student) if int8 or variant.format == FLOAT32
-        ]
-        if format is not None:
-            choices = [Variant(student, format) for student in self.students]
-            for variant in choices:
-                variant.deployed()
+        choices = self._candidates(int8 and budget.within is None, format)
         if budget.needs_latency or any(student.latency for student in self.students):
             here = hardware_key(threads)
             choices = [_timed(variant, budget, here, threads) for variant in choices]
@@ -140,7 +133,17 @@ class Ladder:
                 f"--within needs the predictions on val, and {self.folder} has no {PREDICTIONS}; "
                 "give --min-accuracy, or train the run again"
             )
-        return choose([replace(variant, correct=correct.get(variant.name)) for variant in choices], budget)
+        return choose([replace(v, correct=correct.get(v.predicts_as)) for v in choices], budget)
+
+    def _candidates(self, int8: bool, format: str | None) -> list[Variant]:
+        """What `explain` chooses among. Raises UserError if a student is not exported in the format."""
+        if format is None:
+            every = (variant for student in self.students for variant in variants(student))
+            return [variant for variant in every if int8 or variant.format == FLOAT32]
+        choices = [Variant(student, format) for student in self.students]
+        for variant in choices:
+            variant.deployed()
+        return choices
 
     def select(self, **limits: Unpack[Limits]) -> StudentEntry:
         """The float32 student with the highest accuracy on val within the limits: "16M", "400KB", "2ms", "72%".

@@ -83,6 +83,11 @@ class Variant:
         return self.student.name if self.format == FLOAT32 else f"{self.student.name}.{self.format}"
 
     @property
+    def predicts_as(self) -> str:
+        """The name under which its predictions are stored; the other formats predict what the float32 model does."""
+        return self.student.name if self.format in OTHERS else self.name
+
+    @property
     def val(self) -> float:
         """Accuracy on val; for int8, that of the int8 file. The other formats compute what the model does."""
         return self.student.exported[INT8].val if self.format == INT8 else self.student.accuracy.val

@@ -69,6 +69,8 @@ def test_each_format_computes_what_the_model_does(
         assert (document["student"], document["file"]) == (f"resnet10-xxs.{name}", str(files[name]))
         (candidate,) = document["students"]
         assert (candidate["bytes"], candidate["format"]) == (entry.bytes, name)
+        assert mcd(monkeypatch, "select", "--run", "run", "--format", name, "--within", "1se", "--quiet") == 0
+        assert capsys.readouterr().out.strip() == f"resnet10-xxs.{name}"
         assert mcd(monkeypatch, "select", "--run", "run", "--format", name, "--print", name) == 0
         assert capsys.readouterr().out.strip() == str(files[name])
     assert student.exported["fp16"].bytes < 0.7 * (run / "exports" / "resnet10-xxs.onnx").stat().st_size

@@ -2,10 +2,10 @@
 
     python benchmarks/races.py --races 20 --json benchmarks/results/races.json
 
-Each race starts two `mcd compare --resume` processes on a new, planned comparison (kd and takd on two seeds of digits),
-the second after a random delay. In every other race, one of them is killed at a random moment and a third goes on. Its
-predictions are compared with those of a single process, byte for byte, and the runs that were started are counted.
-Exit code 1: a difference, or a run that was started twice without a kill.
+Each race starts two `mcd compare --resume` processes, the second after a random delay, on a new comparison of kd and takd
+on two seeds of the digits. In every other race, one of them is killed at a random moment and a third process takes over.
+The predictions are compared, byte for byte, with those of a single process, and every start of a run is counted.
+Exit code 1: a difference, or a run that was started twice although nothing was killed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
     mcd_cli.export(ladder)
     ladder.select(max_macs="1M").load()
 
-Lists stand for values with commas, paths for text, and `settings={"coordinator.every": 2}` for --set. A network and a
-data set of your own need no file: see `register_architecture`, `register_dataset`, and a module as `teacher`.
+Where a flag takes values separated by commas, pass a list; where it takes a path, text or a Path; for --set, a dictionary:
+`settings={"coordinator.every": 2}`. To use your own network or data set without a file, see `register_architecture` and
+`register_dataset`; `teacher` also accepts a module.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def distill(options: DistillOptions) -> Ladder:
     """Train a ladder of students from one teacher, as `mcd distill` does; returns the ladder.
 
     teacher may also be a trained torch module. on_event: called with each event (`mcd_cli.engine.events`), such as
-    `EpochEnded`. Raises McdError; after a KeyboardInterrupt, Interrupted, and `distill(resume=DIR)` goes on.
+    `EpochEnded`. Raises McdError; a KeyboardInterrupt becomes Interrupted, and `distill(resume=DIR)` continues.
 
         ladder = mcd_cli.distill(teacher="r34.pt", dataset="./photos", students="resnet10-s,resnet10-xs", epochs=60)
         [(student.name, student.accuracy.test) for student in ladder.students]

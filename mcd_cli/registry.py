@@ -53,7 +53,7 @@ class Table(Mapping[str, R], Generic[R]):
         return name
 
     def load(self, name: str) -> Any:
-        """What the row stands for, imported if necessary. Raises UserError for an unknown name."""
+        """The row's target, imported if necessary. Raises UserError for an unknown name."""
         target = self._rows[self.check(name)].target
         if not isinstance(target, str):
             return target

@@ -42,7 +42,7 @@ class Cluster(Protocol):
     """Whether `run` returns when the jobs are finished, or as soon as they are queued."""
 
     def __init__(self, where: str, share: Share) -> None:
-        """where: what stands behind the cluster's name in `--on`."""
+        """where: the text after the cluster's name in `--on`, such as an address."""
 
     def run(self, jobs: Sequence[Job], last: Job, emit: Listener) -> None:
         """Run the jobs, each after those that it needs, then `last`, which writes the tables. Raises McdError."""

@@ -92,7 +92,7 @@ class Comparison:
         return Cost(total + sum(seconds[cell.contender] for cell in todo), seconds, updates)
 
     def nodes(self, part: str = "") -> list[Node]:
-        """The teacher if it has to be trained, the warm starts, and the cells. part: stands before their names."""
+        """The teacher if it has to be trained, the warm starts, and the cells. part: a prefix of their names."""
         shared, nodes = self.shared, []
         prefix = f"{part}/" if part else ""
 
@@ -156,7 +156,7 @@ class Comparison:
 
 
 def graph_of(comparisons: Mapping[str, Comparison]) -> Graph:
-    """The nodes of all parts; the name of a part, unless it is empty, stands before those of its nodes: part/node."""
+    """The nodes of all parts, named part/node (or node, if the part has no name)."""
     return Graph([node for part, comparison in comparisons.items() for node in comparison.nodes(part)])
 
 

@@ -1,4 +1,4 @@
-"""A comparison as jobs of submitit: what sbatch is told; on the local executor, a preemption and the same bytes."""
+"""A comparison as submitit jobs: the scripts that sbatch gets, and a preemption on the local executor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_levels_are_those_of_the_needs() -> None:
 
 
 def test_what_sbatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files that submitit hands to a stand-in of sbatch: an array per level, after the one before."""
+    """The scripts that submitit passes to a replaced sbatch: an array per level, dependent on the previous one."""
     numbers = iter(range(100, 200))
     seen: list[str] = []
 
@@ -63,7 +63,7 @@ def test_what_sbatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_preempted_job_goes_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The local executor stands for SLURM; the job of kd is asked to leave in its midst, as before a preemption."""
+    """On the local executor, the job of kd gets the signal that SLURM sends before a preemption."""
     args = ["--recipe", "tiny.toml", "--methods", "kd", "--seeds", "0", "--threads", "1"]
     assert mcd(monkeypatch, "compare", *args, "--out", "alone") == 0
     preemption = threading.Thread(target=_preempt, args=(place / "jobs",), daemon=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/races.py --races 20 --json benchmarks/results/races.json
 
-Each race starts two `mcd compare --resume` processes, the second after a random delay, on a new comparison of kd and takd
-on two seeds of the digits. In every other race, one of them is killed at a random moment and a third process takes over.
-The predictions are compared, byte for byte, with those of a single process, and every start of a run is counted.
+Each race starts two `mcd compare --resume` processes, the second after a random delay, on a new comparison of kd and
+takd on two seeds of the digits. In every other race, one of them is killed at a random moment and a third process takes
+over. The predictions are compared, byte for byte, with those of a single process, and every start of a run is counted.
 Exit code 1: a difference, or a run that was started twice although nothing was killed.
 """
 

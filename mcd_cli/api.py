@@ -6,9 +6,9 @@
     mcd_cli.export(ladder)
     ladder.select(max_macs="1M").load()
 
-Where a flag takes values separated by commas, pass a list; where it takes a path, text or a Path; for --set, a dictionary:
-`settings={"coordinator.every": 2}`. To use your own network or data set without a file, see `register_architecture` and
-`register_dataset`; `teacher` also accepts a module.
+Where a flag takes values separated by commas, pass a list; where it takes a path, text or a Path; for --set, a
+dictionary: `settings={"coordinator.every": 2}`. To use your own network or data set without a file, see
+`register_architecture` and `register_dataset`; `teacher` also accepts a module.
 """
 
 from __future__ import annotations
